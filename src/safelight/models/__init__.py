@@ -1,0 +1,10 @@
+"""The networks: torch modules that know no sigma, no path and no prompt. Parameter names are diffusers'.
+
+    layers          residual blocks, resampling, normalisation: the common parts
+    attention       attention of an image to itself and to a context
+    unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
+    unet            UNet: the denoising network
+    autoencoder     Autoencoder: pictures to latents and back
+    clip            TextEncoder: token ids to embeddings
+    presets         the published models, by name
+"""
