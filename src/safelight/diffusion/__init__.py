@@ -1,0 +1,12 @@
+"""The mathematics of diffusion. Imports torch alone: no network, no file, no prompt.
+
+schedule.py          the noise levels a network was trained on; sigma(t) and t(sigma)
+grids.py             the noise levels a sampler visits: pairs (sigma, timestep)
+parameterization.py  what a network predicts: epsilon, v, the picture; c_skip, c_out, c_in
+condition.py         what steers a network: context, pooled, concat, class labels
+denoiser.py          Denoiser(x, sigma, condition) -> x0, the one place that calls a network
+guidance.py          wrappers denoise -> denoise: classifier-free, masked, by a loss
+noise.py             seeded noise, one generator per picture; Brownian paths
+samplers/            every sampler once, and the verb `sample`
+schedulers.py        the same samplers behind diffusers' face
+"""
