@@ -8,14 +8,38 @@ Importing the package does nothing and costs next to nothing: each name below is
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "load": "safelight.pipeline.loading",
+    "LatentDiffusion": "safelight.pipeline.bundle",
+    "text_to_image": "safelight.pipeline.tasks",
+    "image_to_image": "safelight.pipeline.tasks",
+    "inpaint": "safelight.pipeline.tasks",
+    "variations": "safelight.pipeline.tasks",
+    "Pictures": "safelight.pipeline.pictures",
+    "save_png": "safelight.pipeline.pictures",
+    "convert": "safelight.checkpoint.convert",
+    "Autoencoder": "safelight.models.autoencoder",
+    "TextEncoder": "safelight.models.clip",
+    "UNet": "safelight.models.unet",
+    "Tokenizer": "safelight.text.tokenizer",
+    "encode_prompt": "safelight.text.prompt",
+    "Condition": "safelight.diffusion.condition",
+    "Denoiser": "safelight.diffusion.denoiser",
+    "Grid": "safelight.diffusion.grids",
+    "make_grid": "safelight.diffusion.grids",
+    "noise_schedule": "safelight.diffusion.schedule",
+    "guided": "safelight.diffusion.guidance",
+    "SeededNoise": "safelight.diffusion.noise",
+    "sample": "safelight.diffusion.samplers",
+    "SafelightError": "safelight.errors",
+}
 
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

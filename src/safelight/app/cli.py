@@ -1,0 +1,212 @@
+"""The command line. `safelight "a red fox"` draws; `safelight --help` lists the rest.
+
+The drawing commands are made from the tasks in `pipeline.tasks`: a keyword there is an option here. Nothing heavy is
+imported before a command runs, so that help answers at once. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 Ctrl-C.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from safelight import __version__
+from safelight.app.console import Progress, error, say, table
+from safelight.errors import SafelightError
+from safelight.pipeline.fields import parameters, validate
+from safelight.pipeline.tasks import TASKS
+
+DEFAULT_MODEL = "random"
+
+app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help=f'Safelight {__version__}: latent diffusion. Draw with: safelight "a red fox in the snow"')  # fmt: skip
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single file or hub id of a model")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+
+def main() -> None:
+    """Entry point of `safelight`. Words that are no command are a prompt: `safelight "a fox"` is `safelight text2image "a fox"`."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] not in COMMANDS | {"--help", "--version", "--install-completion", "--show-completion"}:
+        arguments = ["text2image", *arguments]
+    app(arguments, prog_name="safelight")
+
+
+def answers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn what a command raises into a message and an exit code."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SafelightError as failure:
+            error(failure.what, failure.remedy)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            error("stopped", "nothing was left half written")
+            raise typer.Exit(130) from None
+
+    return command
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Print the version if asked; everything else is a command."""
+    if version:
+        typer.echo(__version__)
+
+
+def drawing_command(task: Callable[..., Any]) -> Callable[..., Any]:
+    """The command of a task: its required keywords as arguments, the others as options, and how to load and save."""
+
+    def command(**given: Any) -> None:
+        draw(task, given.pop("model"), given.pop("device"), given.pop("dtype"), given.pop("out"), given.pop("json"), given)
+
+    own = [as_option(p) for p in parameters(task).values() if not _field(p).exclude]
+    shared = [
+        Parameter("model", Parameter.KEYWORD_ONLY, default=DEFAULT_MODEL, annotation=ModelOption),
+        Parameter("device", Parameter.KEYWORD_ONLY, default=None, annotation=DeviceOption),
+        Parameter("dtype", Parameter.KEYWORD_ONLY, default=None, annotation=DtypeOption),
+        Parameter("out", Parameter.KEYWORD_ONLY, default=Path("outputs"), annotation=OutOption),
+        Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
+    ]
+    command.__signature__ = Signature(own + shared)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in own + shared}
+    command.__doc__ = (task.__doc__ or "").split("\n\n")[0]
+    return answers(command)
+
+
+def as_option(parameter: Parameter) -> Parameter:
+    """A task's keyword as a Typer parameter. What is `Any` in Python (a picture, words) is a string here."""
+    kind = parameter.annotation.__origin__
+    kind = str if kind is Any else kind
+    description = _field(parameter).description
+    positional = parameter.default is Parameter.empty or parameter.name == "prompt"
+    info = typer.Argument(help=description) if positional else typer.Option(help=description)
+    return Parameter(
+        parameter.name, Parameter.KEYWORD_ONLY, default=parameter.default, annotation=Annotated[kind, info]
+    )
+
+
+def _field(parameter: Parameter) -> Any:
+    return parameter.annotation.__metadata__[0]
+
+
+def draw(
+    task: Callable[..., Any], name: str, device: str | None, dtype: str | None, out: Path, as_json: bool, given: dict[str, Any]
+) -> None:
+    """Load, draw with a progress bar, write PNGs, and tell where they are."""
+    validate(task, given)  # before anything that takes a while
+    from safelight.pipeline.loading import load
+    from safelight.pipeline.pictures import save_png
+
+    if name == "random":
+        say("There is no trained default model yet: drawing with an untrained stand-in, so expect coloured clouds.\n"
+            "Name a model of yours with --model.")  # fmt: skip
+    with Progress(f"loading {name}") as progress:
+        model = load(name, device=device, dtype=dtype)
+        pictures = task(model, watch=progress.watch, **given)
+    stem = re.sub(r"[^\w]+", "-", str(given.get("prompt") or Path(str(given.get("image", "picture"))).stem).lower())
+    stem = stem.strip("-")[:48] or "picture"
+    rows = []
+    for image, seed in zip(pictures.images, pictures.seeds, strict=True):
+        path = save_png(image, out / f"{stem}-{seed}.png")
+        rows.append({"path": str(path), "seed": seed, "width": image.width, "height": image.height})
+        if not as_json:
+            typer.echo(path)
+    if as_json:
+        typer.echo(json.dumps({"model": name, "pictures": rows}))
+
+
+for _name, _task in TASKS.items():
+    app.command(_name.replace("_to_", "2"))(drawing_command(_task))
+
+
+@app.command()
+@answers
+def convert(
+    source: Annotated[str, typer.Argument(help="folder, single file or hub id")],
+    target: Annotated[Path, typer.Argument(help="a new folder, or a name that ends in .safetensors")],
+    dtype: Annotated[str | None, typer.Option(help="store in another precision; by default the source's")] = None,
+    prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if the file does not say")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rewrite a model as a diffusers folder, or as a single file in the CompVis layout."""
+    from safelight.checkpoint.convert import convert as rewrite
+
+    rewrite(source, target, dtype=dtype, prediction_type=prediction_type)
+    typer.echo(json.dumps({"source": source, "target": str(target)}) if as_json else target)
+
+
+@app.command()
+@answers
+def tokens(
+    text: Annotated[str, typer.Argument(help="the prompt to take apart")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="a model whose tokenizer to use; by default CLIP's")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how a prompt is cut into tokens: position, id, piece and chunk."""
+    from safelight.text.prompt import token_table
+    from safelight.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(model) / "tokenizer") if model else Tokenizer.clip()
+    rows = token_table(tokenizer, text)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table(rows)
+
+
+@app.command()
+@answers
+def models(as_json: JsonOption = False) -> None:
+    """List the models in the hub's cache on this machine."""
+    from safelight.app.examining import cached_models
+
+    rows = cached_models()
+    if as_json:
+        typer.echo(json.dumps(rows))
+    elif rows:
+        table(rows)
+    else:
+        say("No models in the hub's cache. Give --model a folder, a single file, or a hub id to download.")
+
+
+@app.command()
+@answers
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what Safelight runs on: versions, devices, threads, paths, free space."""
+    from safelight.app.examining import examine
+
+    facts = examine()
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        table([{"what": what, "is": str(value)} for what, value in facts.items()])
+
+
+@app.command()
+@answers
+def samplers(as_json: JsonOption = False) -> None:
+    """List the samplers and grids to choose from."""
+    from safelight.diffusion.grids import GRIDS
+    from safelight.diffusion.samplers import SAMPLERS
+
+    rows = [{"option": "--sampler", "name": one.name, "label": one.label} for one in SAMPLERS.values()]
+    rows += [{"option": "--grid", "name": one.name, "label": one.label} for one in GRIDS.values()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table(rows)
+
+
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}

@@ -1,0 +1,58 @@
+"""What the command line shows people. Everything but results goes to the standard error."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from safelight.diffusion.samplers import Step
+
+
+def say(text: str) -> None:
+    """A remark, for people only."""
+    Console(stderr=True).print(text, style="dim", highlight=False, markup=False)
+
+
+def error(what: str, remedy: str) -> None:
+    """What went wrong, and the next thing to do."""
+    console = Console(stderr=True)
+    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    if remedy:
+        console.print(f"  -> {remedy}", highlight=False, markup=False, soft_wrap=True)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Rows with equal keys, as a table on the standard output."""
+    from rich.table import Table
+
+    shown = Table(*(rows[0] if rows else ()), box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(str(value) for value in row.values()))
+    Console().print(shown, markup=False)
+
+
+class Progress:
+    """A bar over the evaluations of the network. It shows on a terminal only; `watch` is what a task calls."""
+
+    def __init__(self, description: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task(description, total=None)
+
+    def __enter__(self) -> Self:
+        if self._bar.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def watch(self, step: "Step") -> None:
+        """Note one evaluation."""
+        self._bar.update(
+            self._task, description=f"sigma {step.sigma:.2f}", completed=step.index + 1, total=step.total
+        )

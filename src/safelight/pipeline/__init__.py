@@ -1,0 +1,10 @@
+"""What people call.
+
+fields      every option, named, bounded and explained once
+tasks       text_to_image, image_to_image, inpaint, variations
+developing  what they share: condition, grid, noise, sampling, decode
+bundle      LatentDiffusion, the parts of a model held together
+loading     a name -> LatentDiffusion
+pictures    pictures <-> tensors, and PNG files
+standin     a small untrained model for trying things out
+"""

@@ -1,0 +1,127 @@
+"""`LatentDiffusion`: the parts of a model, held together. It computes nothing that one of its parts could."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import torch
+
+from safelight.diffusion.condition import Condition
+from safelight.diffusion.denoiser import Denoiser
+from safelight.diffusion.grids import Grid, make_grid
+from safelight.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
+from safelight.diffusion.schedule import NoiseSchedule
+from safelight.errors import InputError, MissingPartError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import TextEncoder
+from safelight.models.unet import UNet
+from safelight.text.prompt import encode_prompt
+from safelight.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiffusion:
+    """A latent diffusion model: every part can be used alone, and the tasks use them together.
+
+    Attributes:
+        unet: predicts what `prediction_type` says, from noisy latents (Rombach et al. 2022, Sec. 3.2).
+        autoencoder: carries pictures to latents and back (Sec. 3.1).
+        schedule: the noise levels the U-Net was trained on.
+        prediction_type: epsilon, v_prediction, sample or edm.
+        text_encoder: turns token ids into the context of cross-attention; None for models without text.
+        tokenizer: turns words into token ids; None for models without text.
+        family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
+        name: where the model was loaded from.
+        scheduler_config: the sampler settings that came with the model, as they stand in its file.
+    """
+
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule: NoiseSchedule
+    prediction_type: str = "epsilon"
+    text_encoder: TextEncoder | None = None
+    tokenizer: Tokenizer | None = None
+    family: str = "custom"
+    name: str = ""
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net lives."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which the U-Net runs."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def autoencoder_device(self) -> torch.device:
+        """Where the autoencoder lives."""
+        return next(self.autoencoder.parameters()).device
+
+    @property
+    def autoencoder_dtype(self) -> torch.dtype:
+        """The precision in which the autoencoder runs."""
+        return next(self.autoencoder.parameters()).dtype
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """How the U-Net's output is read."""
+        return PARAMETERIZATIONS[self.prediction_type]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The U-Net as a function (x, sigma, condition) -> x0."""
+        return Denoiser(self.unet, self.schedule, self.parameterization)
+
+    @property
+    def paints_masks(self) -> bool:
+        """Whether the U-Net takes a mask and a masked picture beside the latent (an inpainting model)."""
+        return self.unet.config.in_channels == 2 * self.autoencoder.config.latent_channels + 1
+
+    def grid(self, name: str, steps: int, **options: Any) -> Grid:
+        """Lay `steps` noise levels from the most noise to none, by the rule called `name`."""
+        return make_grid(self.schedule, steps, name, **options)
+
+    def latent_size(self, width: int | None = None, height: int | None = None) -> tuple[int, int]:
+        """The latent's (h, w) for a picture of this size in pixels; None means the size the model was trained at."""
+        factor, native = self.autoencoder.factor, self.unet.config.sample_size
+        for name, pixels in (("width", width), ("height", height)):
+            if pixels is not None and pixels % factor:
+                raise InputError(f"{name}={pixels} is not a multiple of {factor}", remedy=f"use {pixels - pixels % factor}")
+        sides = native if isinstance(native, tuple | list) else (native or 64, native or 64)
+        return (height // factor if height else sides[0], width // factor if width else sides[1])
+
+    def condition(
+        self,
+        prompts: Sequence[str],
+        *,
+        clip_skip: int = 0,
+        long_prompts: Literal["chunk", "error", "truncate"] = "chunk",
+    ) -> Condition:
+        """Encode prompts into what steers the U-Net; one row a prompt, all of one length."""
+        if self.unet.config.cross_attention_dim is None:
+            if any(prompts):
+                raise InputError("this model was trained without text", remedy="leave the prompt empty")
+            return Condition()
+        if self.text_encoder is None or self.tokenizer is None:
+            raise MissingPartError(
+                f"the model {self.name!r} has no text encoder here",
+                remedy="load it with its text encoder, or give a Condition in place of the prompt",
+            )
+        context = encode_prompt(
+            self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, long_prompts=long_prompts
+        )
+        return Condition(context=context)
+
+    def without_text_encoder(self) -> Self:
+        """The same model without its text encoder, whose memory is free once no one else holds it."""
+        return replace(self, text_encoder=None)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the parts to a device and precision. The networks move in place (two copies could be too many)."""
+        for part in (self.unet, self.autoencoder, self.text_encoder):
+            if part is not None:
+                part.to(device=device, dtype=dtype)
+        return self

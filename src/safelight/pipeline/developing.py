@@ -1,0 +1,257 @@
+"""The darkroom that all tasks share: condition, grid, noise, sampling, decode."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from math import hypot, inf
+from secrets import randbelow
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from safelight.diffusion.condition import Condition
+from safelight.diffusion.denoiser import Denoise
+from safelight.diffusion.grids import Grid
+from safelight.diffusion.guidance import guided
+from safelight.diffusion.noise import BrownianNoise, SeededNoise
+from safelight.diffusion.samplers import SAMPLERS, sample
+from safelight.errors import InputError, NonFiniteError, nearest
+from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.fields import Settings
+from safelight.pipeline.pictures import Pictures, to_pil
+
+Words = str | Sequence[str] | Condition
+Edit = Callable[[Tensor, float], Tensor]
+
+# Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 2.5 KB a pixel; this is 10 GB.
+TILE_ABOVE_PIXELS = 2048 * 2048
+TILE = 64  # side of a tile in latent pixels
+
+
+def develop(
+    model: LatentDiffusion,
+    prompt: Words,
+    settings: Settings,
+    *,
+    size: tuple[int, int] | None = None,
+    latent: Tensor | None = None,
+    strength: float = 1.0,
+    concat: Tensor | None = None,
+    blend: Callable[[Tensor], Edit] | None = None,
+) -> Pictures:
+    """Sample and decode `count` pictures for each prompt.
+
+    Args:
+        model: the parts.
+        prompt: words, or an encoded `Condition`.
+        settings: complete, see `Settings`.
+        size: the latent's (h, w); by default that of `latent`.
+        latent: (1, C, h, w) to start from, noised to the level at which `strength` begins; None starts from noise alone.
+        strength: the share of the grid to walk.
+        concat: (1, C', h, w), further input channels of the U-Net.
+        blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
+    """
+    grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
+    positive, negative = conditions(model, prompt, settings)
+    count, batch_size = settings["count"], settings["batch_size"]
+    total = (positive.batch or 1) * count
+    first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
+    h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
+    shape = (model.autoencoder.config.latent_channels, h, w)
+    finished = []
+    for start in range(0, total, batch_size):
+        numbers = range(start, min(start + batch_size, total))
+        rows = [k // count for k in numbers]
+        denoise = guide(model, grid, _rows(positive, rows, concat), _rows(negative, rows, concat), settings)
+        seeds = [first + k for k in numbers]
+        finished.append(walk(denoise, grid.last(strength), seeds, shape, model.device, settings, latent, blend))
+    latents = torch.cat(finished).cpu()
+    images = tuple(to_pil(decode(model, one[None], settings["tile"])[0]) for one in latents)
+    return Pictures(images, tuple(range(first, first + total)), latents)
+
+
+def conditions(model: LatentDiffusion, prompt: Words, settings: Settings) -> tuple[Condition, Condition | None]:
+    """The encoded prompt and negative prompt; the second is None where guidance would not use it.
+
+    Both are encoded together, so that a long prompt and a short negative prompt get the same length.
+    """
+    negative = settings["negative_prompt"]
+    guides = settings["guidance_scale"] != 1
+
+    def encode(words: Sequence[str]) -> Condition:
+        return model.condition(words, clip_skip=settings["clip_skip"], long_prompts=settings["long_prompts"])
+
+    if isinstance(prompt, Condition):
+        if not guides:
+            return prompt, None
+        return prompt, negative if isinstance(negative, Condition) else encode([negative] * (prompt.batch or 1))
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(one, str) for one in prompts):
+        raise InputError(f"prompt: {prompt!r} is not text", remedy="give a string, several strings, or a Condition")
+    if isinstance(negative, Condition):
+        return encode(prompts), negative if guides else None
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(negatives) != len(prompts):
+        what = f"{len(negatives)} negative prompts for {len(prompts)} prompts"
+        raise InputError(what, remedy="give one, or one for each prompt")
+    if not guides:
+        return encode(prompts), None
+    both = encode([*prompts, *negatives])
+    if both.context is None:  # a model without text has nothing to guide by
+        return both, None
+    return both.select(slice(0, len(prompts))), both.select(slice(len(prompts), None))
+
+
+def guide(
+    model: LatentDiffusion, grid: Grid, positive: Condition, negative: Condition | None, settings: Settings
+) -> Denoise:
+    """The guided denoiser (x, sigma) -> x0, in the user's wrapper if there is one."""
+    n = len(grid)
+
+    def level(share: float) -> float:
+        return grid.sigmas[round(share * n)] if 0 < share < 1 else (inf if share == 0 else 0.0)
+
+    denoise = guided(
+        model.denoiser.on(grid),
+        positive,
+        negative,
+        settings["guidance_scale"],
+        rescale=settings["guidance_rescale"],
+        interval=(level(settings["guidance_end"]), level(settings["guidance_start"])),
+    )
+    return settings["wrap"](denoise) if settings["wrap"] is not None else denoise
+
+
+def walk(
+    denoise: Denoise,
+    grid: Grid,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    settings: Settings,
+    latent: Tensor | None = None,
+    blend: Callable[[Tensor], Edit] | None = None,
+) -> Tensor:
+    """Sample one batch, a seed a picture, and return its latents (B, C, h, w).
+
+    From noise alone x starts at sqrt(1 + sigma²) * noise, which has the variance the network was trained on, or at
+    sigma * noise, as k-diffusion and A1111 do it; from a latent at latent + sigma * noise.
+    """
+    if len(grid) == 0:
+        return latent.repeat(len(seeds), 1, 1, 1)  # type: ignore[union-attr]
+    kind = SAMPLERS.get(settings["sampler"])
+    if kind is None:
+        raise InputError(f"sampler {settings['sampler']!r} is unknown", remedy=nearest(settings["sampler"], SAMPLERS))
+    options = dict(settings["sampler_options"] or {})
+    if settings["eta"] is not None:
+        options["eta"] = settings["eta"]
+    noise = (BrownianNoise if kind.noise == "brownian" else SeededNoise)(seeds, shape, device=device)
+    first = noise.initial()
+    sigma = grid.sigmas[0]
+    if latent is not None:
+        x = latent + sigma * first
+    else:
+        x = first * (hypot(1, sigma) if settings["initial_noise"] == "unit_variance" else sigma)
+    edits = [settings["edit"], blend(first) if blend is not None else None]
+    return sample(
+        denoise,
+        x,
+        grid.sigmas,
+        sampler=kind.name,
+        noise=noise,
+        edit=_in_turn([edit for edit in edits if edit is not None]),
+        watch=settings["watch"],
+        **options,
+    )
+
+
+def _in_turn(edits: Sequence[Edit]) -> Edit | None:
+    def edit(x: Tensor, sigma: float) -> Tensor:
+        for one in edits:
+            x = one(x, sigma)
+        return x
+
+    return edit if edits else None
+
+
+def _rows(condition: Condition | None, rows: Sequence[int], concat: Tensor | None) -> Any:
+    """The condition of each picture in a batch: row by row, with the further input channels beside it."""
+    if condition is None:
+        return None
+    if condition.batch is not None:
+        condition = Condition.cat([condition.select(slice(row, row + 1)) for row in rows])
+    return condition if concat is None else replace(condition, concat=concat.repeat(len(rows), 1, 1, 1))
+
+
+def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tensor:
+    """The latent (1, C, h, w), float32, of a picture (1, 3, H, W): the posterior's mode."""
+    with torch.no_grad():
+        picture = picture.to(model.autoencoder_device, model.autoencoder_dtype)
+        return model.autoencoder.encode(picture, tile=_tile(model, picture.shape[-2:], tile)).mode().float()
+
+
+def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor:
+    """The picture (1, 3, H, W), float32, on the CPU. If it is not finite, decode again in float32 before giving up.
+
+    Raises:
+        NonFiniteError: when the latent or the float32 picture holds NaN or infinity: never a black picture.
+    """
+    autoencoder = model.autoencoder
+    if not latent.isfinite().all():
+        raise NonFiniteError("sampling gave NaN or infinity", remedy="load the model with dtype=torch.float32")
+    with torch.no_grad():
+        h, w = latent.shape[-2:]
+        side = _tile(model, (h * autoencoder.factor, w * autoencoder.factor), tile)
+        latent = latent.to(model.autoencoder_device)
+        picture = autoencoder.decode(latent.to(model.autoencoder_dtype), tile=side).float()
+        if not picture.isfinite().all():
+            picture = deepcopy(autoencoder).float().decode(latent.float(), tile=side)
+    if not picture.isfinite().all():
+        raise NonFiniteError("the autoencoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
+    return picture.cpu()
+
+
+def _tile(model: LatentDiffusion, size: Sequence[int], tile: str) -> int | None:
+    large = size[0] * size[1] > TILE_ABOVE_PIXELS
+    return TILE if tile == "always" or (tile == "auto" and large) else None
+
+
+def keep_known(latent: Tensor, mask: Tensor) -> Callable[[Tensor], Edit]:
+    """Inpainting with an ordinary model: before each evaluation, put the known part back at the current noise level.
+
+    latent: (1, C, h, w), the picture's. mask: (1, 1, H, W), 1 is repainted; a latent pixel is repainted if any of its
+    pixels is, which leaves no unpainted rim. The noise is each picture's first, as in diffusers.
+    """
+    unknown = F.adaptive_max_pool2d(mask, latent.shape[-2:]).to(latent)
+
+    def blend(noise: Tensor) -> Edit:
+        return lambda x, sigma: unknown * x + (1 - unknown) * (latent + sigma * noise)
+
+    return blend
+
+
+def inpainting_channels(model: LatentDiffusion, picture: Tensor, mask: Tensor, tile: str = "auto") -> Tensor:
+    """What a 9-channel U-Net sees beside the latent: the mask, and the latent of the picture with a grey hole.
+
+    The order (mask, masked latent), the threshold of 1/2 and the nearest-neighbour reduction are those it was trained
+    with (runwayml/stable-diffusion, scripts/inpaint_st.py).
+    """
+    hole = (mask >= 0.5).float()
+    masked = encode(model, picture * (1 - hole), tile)
+    return torch.cat([F.interpolate(hole, masked.shape[-2:]).to(masked), masked], dim=1)
+
+
+def crop(drawn: Pictures, picture: Tensor) -> Pictures:
+    """Cut the padding away that `pad` added to reach a multiple of 8 pixels."""
+    height, width = picture.shape[-2:]
+    return replace(drawn, images=tuple(image.crop((0, 0, width, height)) for image in drawn.images))
+
+
+def composite(drawn: Pictures, picture: Tensor, mask: Tensor) -> Pictures:
+    """Lay the drawn pictures over the given one through the mask: where that is black, not a bit changes."""
+    original = to_pil(picture[0])
+    stencil = Image.fromarray((mask[0, 0] * 255).round().to(torch.uint8).numpy())
+    return replace(drawn, images=tuple(Image.composite(image, original, stencil) for image in drawn.images))

@@ -1,0 +1,136 @@
+"""What can be asked for, each thing named, bounded and explained once.
+
+Every task takes the keywords of `Settings` besides its own. From these annotations come the validation of a call, the
+options of the command line and, later, the fields of a request over the network: to add an option, add one line here.
+A field with `exclude=True` is for Python callers only: it is no part of a picture's recipe.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from safelight.errors import InputError, nearest
+
+Strength = Annotated[float, Field(ge=0, le=1, description="how far the picture may move: 0 keeps it, 1 redraws it")]
+Width = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description="width in pixels, a multiple of 8")]
+Height = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description="height in pixels, a multiple of 8")]
+Prompt = Annotated[Any, Field(description="what the picture should show")]
+ImagePath = Annotated[Any, Field(description="the picture to start from (PNG, JPEG or WebP)")]
+MaskPath = Annotated[Any, Field(description="white where the picture is to be repainted, black where it stays")]
+
+_CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
+
+
+class Settings(TypedDict, total=False):
+    """The keywords that every task accepts, with their defaults."""
+
+    negative_prompt: Annotated[Any, Field(default="", description="what the picture should not show")]
+    steps: Annotated[int, Field(default=30, ge=1, le=1000, description="number of steps on the grid")]
+    guidance_scale: Annotated[
+        float, Field(default=7.5, ge=0, le=100, description="classifier-free guidance; 1 follows the prompt alone")
+    ]
+    guidance_rescale: Annotated[
+        float, Field(default=0.0, ge=0, le=1, description="share of rescaled guidance (Lin et al. 2023)")
+    ]
+    guidance_start: Annotated[
+        float, Field(default=0.0, ge=0, le=1, description="share of the run after which guidance begins")
+    ]
+    guidance_end: Annotated[
+        float, Field(default=1.0, ge=0, le=1, description="share of the run after which guidance ends")
+    ]
+    sampler: Annotated[str, Field(default="dpmpp_2m", description="how to walk from noise to picture; see `safelight samplers`")]
+    grid: Annotated[str, Field(default="karras", description="the noise levels to walk through; see `safelight samplers`")]
+    eta: Annotated[
+        float | None,
+        Field(default=None, ge=0, le=1, description="noise added by ddim and the ancestral samplers, as a share"),
+    ]
+    seed: Annotated[
+        int | None,
+        Field(default=None, ge=0, lt=2**63, description="picture k is the picture of seed + k; by default a fresh seed"),
+    ]
+    count: Annotated[int, Field(default=1, ge=1, le=10000, description="pictures for each prompt")]
+    batch_size: Annotated[
+        int, Field(default=4, ge=1, le=1024, description="pictures drawn together; changes memory and time, no picture")
+    ]
+    initial_noise: Annotated[
+        Literal["unit_variance", "sigma"],
+        Field(default="unit_variance", description="scale of the first noise: sqrt(1 + sigma²), or A1111's sigma"),
+    ]
+    clip_skip: Annotated[
+        int, Field(default=0, ge=0, le=11, description="last text-encoder layers to leave out (0 is none)")
+    ]
+    long_prompts: Annotated[
+        Literal["chunk", "error", "truncate"],
+        Field(default="chunk", description="what to do with prompts of more than 75 tokens"),
+    ]
+    tile: Annotated[
+        Literal["auto", "always", "never"],
+        Field(default="auto", description="whether to decode in tiles, which needs less memory"),
+    ]
+    sampler_options: Annotated[
+        dict[str, Any] | None,
+        Field(default=None, exclude=True, description="further options of the sampler, such as s_churn"),
+    ]
+    grid_options: Annotated[
+        dict[str, Any] | None, Field(default=None, exclude=True, description="further options of the grid, such as rho")
+    ]
+    watch: Annotated[
+        Callable[[Any], None] | None,
+        Field(default=None, exclude=True, description="called after each evaluation with x_t and x0"),
+    ]
+    edit: Annotated[
+        Callable[[Any, float], Any] | None,
+        Field(default=None, exclude=True, description="called as edit(x_t, sigma) before each evaluation"),
+    ]
+    wrap: Annotated[
+        Callable[[Any], Any] | None,
+        Field(default=None, exclude=True, description="a denoise -> denoise function around the guided denoiser"),
+    ]
+
+
+@cache
+def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """All keywords of a task in order, those of `Settings` included; `model` is left out."""
+    own = {
+        name: parameter
+        for name, parameter in signature(function).parameters.items()
+        if name != "model" and parameter.kind is not Parameter.VAR_KEYWORD
+    }
+    shared = {
+        name: Parameter(name, Parameter.KEYWORD_ONLY, default=annotation.__metadata__[0].default, annotation=annotation)
+        for name, annotation in get_type_hints(Settings, include_extras=True).items()
+    }
+    return own | shared
+
+
+@cache
+def request_model(function: Callable[..., Any]) -> type[BaseModel]:
+    """The pydantic model of everything a task can be asked: validation, defaults, JSON schema."""
+    fields = {
+        name: (parameter.annotation, ... if parameter.default is Parameter.empty else parameter.default)
+        for name, parameter in parameters(function).items()
+    }
+    return create_model(function.__name__, __config__=_CONFIG, **cast("dict[str, Any]", fields))
+
+
+def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Check the keywords of a call to `function`, and return them complete with defaults.
+
+    Raises:
+        InputError: naming the field, its limit and the value that was given.
+    """
+    model = request_model(function)
+    for name in values:
+        if name not in model.model_fields:
+            raise InputError(f"unknown option {name!r}", remedy=nearest(name, model.model_fields))
+    try:
+        request = model(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, message = str(first["loc"][0]), first["msg"]
+        what = f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}" if name in values else f"{name} is missing"
+        raise InputError(what, remedy=f"{name}: {model.model_fields[name].description}") from None
+    return {name: getattr(request, name) for name in model.model_fields}

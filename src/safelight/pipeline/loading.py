@@ -1,0 +1,106 @@
+"""`load`: from a name to a `LatentDiffusion`, on the right device and in the right precision."""
+
+from pathlib import Path
+
+import torch
+
+from safelight.checkpoint.load import Parts, load_parts
+from safelight.checkpoint.save import save_folder, save_single_file
+from safelight.diffusion.schedule import noise_schedule
+from safelight.errors import InputError, MissingPartError
+from safelight.pipeline.bundle import LatentDiffusion
+
+SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas",
+                 "rescale_betas_zero_snr")  # fmt: skip
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    vae: str | Path | None = None,
+    ema: bool | None = None,
+    prediction_type: str | None = None,
+    local_files_only: bool = False,
+) -> LatentDiffusion:
+    """Load a model: a diffusers folder, a single `.safetensors` or `.ckpt` file, or a hub id such as "owner/model".
+
+    Args:
+        name: the folder, file or hub id; "random" is an untrained stand-in (see `standin`).
+        device: "cpu", "cuda", "mps", …; by default the best one there is.
+        dtype: torch.float32, torch.float16 or torch.bfloat16, or its name; by default float32 on the CPU and float16
+            elsewhere.
+        variant: such as "fp16", for folders that hold several.
+        revision: a branch, tag or commit of a hub id.
+        vae: a file or folder whose autoencoder takes the place of the model's own.
+        ema: for single files that hold both, whether to take the averaged weights.
+        prediction_type: "epsilon", "v_prediction" or "sample", where the file does not say.
+        local_files_only: never ask the hub.
+
+    Raises:
+        CheckpointError: naming file, key and remedy; nothing is half loaded.
+        InputError: for an unknown device or dtype.
+    """
+    device, dtype = _device(device), _dtype(dtype, device)
+    if str(name) == "random":
+        from safelight.pipeline.standin import random_model
+
+        return random_model().to(device, dtype)
+    parts = load_parts(
+        name,
+        device=device,
+        dtype=dtype,
+        variant=variant,
+        revision=revision,
+        vae=vae,
+        ema=ema,
+        prediction_type=prediction_type,
+        local_files_only=local_files_only,
+    )
+    return bundle(parts)
+
+
+def bundle(parts: Parts) -> LatentDiffusion:
+    """Hold loaded parts together, with the noise schedule that their scheduler config describes."""
+    for part in ("unet", "autoencoder"):
+        if getattr(parts, part) is None:
+            raise MissingPartError(f"{parts.source} has no {part}", remedy="a model to draw with needs one")
+    config = parts.scheduler
+    return LatentDiffusion(
+        unet=parts.unet,
+        autoencoder=parts.autoencoder,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        schedule=noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None}),
+        prediction_type=parts.prediction_type,
+        family=parts.family,
+        name=str(parts.source),
+        scheduler_config=config,
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used: {reason}", remedy="see `safelight doctor`") from None
+    return chosen
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    known |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    chosen = known.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in known.values():
+        raise InputError(f"dtype {dtype!r} is not supported", remedy="use float32, float16 or bfloat16")
+    return chosen  # type: ignore[return-value]

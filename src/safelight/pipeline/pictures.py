@@ -1,0 +1,159 @@
+"""Pictures outside and tensors inside: reading, sizing, masking and writing them."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from safelight.errors import InputError
+
+# The rare decoders of an imaging library are where its holes are; these three are what people have.
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True)
+class Pictures(Sequence[Image.Image]):
+    """What a task returns: PIL images, each with the seed and the latent that it was developed from.
+
+    Attributes:
+        images: RGB images.
+        seeds: one for each image; the same seed alone gives the same picture.
+        latents: (B, C, h, w), scaled, float32, on the CPU.
+    """
+
+    images: tuple[Image.Image, ...]
+    seeds: tuple[int, ...]
+    latents: Tensor
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image.Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | tuple[Image.Image, ...]:
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return iter(self.images)
+
+
+def load_picture(picture: Any, width: int | None = None, height: int | None = None) -> Tensor:
+    """Read a picture as a float32 tensor (1, 3, H, W) in [-1, 1], resized (Lanczos) if a size is given.
+
+    `picture` is a path, a PIL image, a uint8 array (H, W, 3), or a float tensor (3, H, W) or (1, 3, H, W) in [-1, 1].
+    A rotation noted by the camera is applied, and transparency is laid on white.
+    """
+    if isinstance(picture, Tensor):
+        tensor = _checked(picture.detach().cpu().float())
+        return _resized(tensor, width, height) if width or height else tensor
+    image = _rgb(_opened(picture, "image"))
+    if width or height:
+        image = image.resize((width or image.width, height or image.height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def load_mask(mask: Any, picture: Tensor) -> Tensor:
+    """Read a mask as a float32 tensor (1, 1, H, W) in [0, 1], of the size of `picture`; 1 is where to repaint."""
+    if isinstance(mask, Tensor):
+        tensor = mask.detach().cpu().float().reshape(1, 1, *mask.shape[-2:])
+        if not (tensor.amin() >= 0 and tensor.amax() <= 1):
+            raise InputError("mask: a tensor must lie in [0, 1]", remedy="1 marks what is repainted, 0 what stays")
+    else:
+        grey = _opened(mask, "mask").convert("L")
+        tensor = torch.from_numpy(np.array(grey))[None, None].float() / 255
+    if tensor.shape[-2:] != picture.shape[-2:]:
+        (h, w), (H, W) = tensor.shape[-2:], picture.shape[-2:]
+        raise InputError(f"mask: it is {w}x{h} and the image is {W}x{H}", remedy="give both the same size")
+    return tensor
+
+
+def pad(picture: Tensor, multiple: int) -> Tensor:
+    """Extend a picture at its right and lower edges, by repeating them, to a multiple of `multiple` pixels."""
+    height, width = picture.shape[-2:]
+    return F.pad(picture, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """Round a (3, H, W) picture in [-1, 1] to a PIL image, as diffusers does."""
+    array = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG whole or not at all, never over an existing file: a number is added to the name instead."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(suffix=".png", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            image.save(file, format="PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        return _named(Path(temporary), path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _named(temporary: Path, path: Path) -> Path:
+    """Give a finished file the first free name of path, path-2, path-3, …, claimed so that no two writers share one."""
+    temporary.chmod(0o644)
+    for number in count(1):
+        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            name.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return temporary.replace(name)
+    raise AssertionError("unreachable")
+
+
+def _opened(picture: Any, what: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8:
+            raise InputError(f"{what}: an array must be uint8, not {picture.dtype}", remedy="scale it to 0..255")
+        return Image.fromarray(picture)
+    if not isinstance(picture, str | Path):
+        raise InputError(
+            f"{what}: cannot use a {type(picture).__name__}", remedy="give a path, a PIL image, an array or a tensor"
+        )
+    try:
+        image = Image.open(picture, formats=FORMATS)
+        image.load()
+        return image
+    except FileNotFoundError:
+        raise InputError(f"{what}: no file {picture}", remedy="check the path") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{what}: cannot read {picture}: {error}", remedy=f"use {', '.join(FORMATS)}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _checked(tensor: Tensor) -> Tensor:
+    tensor = tensor[None] if tensor.dim() == 3 else tensor
+    if tensor.dim() != 4 or tensor.shape[:2] != (1, 3):
+        raise InputError(f"image: a tensor must be (3, H, W), not {tuple(tensor.shape)}", remedy="give one RGB picture")
+    if not (tensor.amin() >= -1 and tensor.amax() <= 1):
+        raise InputError("image: a tensor must lie in [-1, 1]", remedy="scale it: x / 127.5 - 1 for 0..255")
+    return tensor
+
+
+def _resized(tensor: Tensor, width: int | None, height: int | None) -> Tensor:
+    size = (height or tensor.shape[-2], width or tensor.shape[-1])
+    return F.interpolate(tensor, size, mode="bicubic", antialias=True).clamp(-1, 1)
