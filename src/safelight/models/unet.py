@@ -1,0 +1,297 @@
+"""The denoising U-Net of latent diffusion and Stable Diffusion: one class, drawn from the levels of its config.
+
+    x -- conv_in --+                                                    +-- conv_out -- output
+                   | Res [Attention] ×n --------- skip --------- Res [Attention] ×(n+1) |
+                   +-- down                                                     up -----+
+                        | Res [Attention] ×n ---- skip ---- Res [Attention] ×(n+1) |
+                        +-- down                                           up -----+
+                                  ...   Res Attention Res   ...
+
+The shape is that of Ronneberger et al. 2015 (arXiv 1505.04597), Ho et al. 2020 (arXiv 2006.11239) and Dhariwal & Nichol
+2021 (arXiv 2105.05233); attention to a context is that of Rombach et al. 2022 (arXiv 2112.10752, section 3.3).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import pairwise, zip_longest
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from safelight.errors import InputError
+from safelight.models.attention import AttentionBlock, Transformer
+from safelight.models.layers import Downsample, GroupNorm, ResBlock, Upsample, activation, zero_init
+from safelight.models.unet_config import Level, UNetConfig
+
+__all__ = ["TimestepEmbedding", "UNet", "UNetConfig", "sinusoid"]
+
+
+class UNet(nn.Module):
+    """Predicts, from a noisy latent, its timestep and a context, what the parameterization asks for (noise, or v).
+
+    A new net predicts zero and each of its branches adds nothing: the second convolution of every residual block, the
+    output projection of every attention and transformer, and `conv_out` begin at zero, as in the papers' code.
+    Set `gradient_checkpointing` to compute activations again in the backward pass instead of keeping them.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.min_size = c.min_size
+        self.gradient_checkpointing = False
+        channels = c.block_out_channels[0]
+        self.conv_in = nn.Conv2d(c.in_channels, channels, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels, c.emb_channels, c.outer_act_fn)
+        self.class_embedding = class_embedding(c)
+
+        skips = [channels]  # channels of each tensor that the way down leaves for the way up
+        self.down_blocks = nn.ModuleList()
+        for level in c.down:
+            widths = [channels] + [level.channels] * level.layers
+            self.down_blocks.append(Block(c, level, pairwise(widths)))
+            channels = level.channels
+            skips += [channels] * (level.layers + (level.resample is not None))
+
+        self.mid_block = Block(c, c.mid, [(channels, channels)] * c.mid.layers) if c.mid else None
+
+        self.up_blocks = nn.ModuleList()
+        for level in c.up:
+            widths = [channels] + [level.channels] * level.layers
+            joined = [(a + skips.pop(), b) for a, b in pairwise(widths)]
+            self.up_blocks.append(Block(c, level, joined))
+            channels = level.channels
+
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, channels, c.norm_eps, act=c.outer_act_fn)
+        self.conv_out = nn.Conv2d(channels, c.out_channels, 3, padding=1)
+        self._zero_init()
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | float,
+        context: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, in_channels, H, W) in the net's dtype, any H and W -> (B, out_channels, H, W).
+
+        `timesteps` is a number, a scalar tensor or (B,); fractions are welcome. `context` (B, L, cross_attention_dim)
+        is for conditional nets, `class_labels` for nets with a class embedding: (B,) class numbers or timesteps, or
+        (B, width) vectors. Whatever is missing, superfluous or of the wrong size is an InputError.
+        """
+        self._check_inputs(x, context)
+        emb = self.embed_time(timesteps, class_labels)
+        if emb.shape[0] not in (1, x.shape[0]):
+            raise InputError(
+                f"There are {emb.shape[0]} timesteps or class labels for a batch of {x.shape[0]}.",
+                remedy="give one per picture, or one for all",
+            )
+        return self.forward_embedded(x, emb, context)
+
+    def embed_time(self, timesteps: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+        """Timesteps () or (B,), and class labels if the net has classes -> embedding (1 or B, emb_channels).
+
+        The same for every picture of a step, so a sampler may compute it ahead for all its steps.
+        """
+        if (class_labels is None) != (self.class_embedding is None):
+            raise InputError(
+                f"This U-Net {'needs' if class_labels is None else 'knows no'} class labels.",
+                remedy="pass class_labels exactly when the config names a class embedding",
+            )
+        emb = self.time_embedding(self._wave(timesteps))
+        if self.class_embedding is None or class_labels is None:
+            return emb
+        if self.config.class_embed_type == "timestep":
+            class_labels = self._wave(class_labels)
+        elif self.config.class_embed_type is not None:
+            class_labels = class_labels.to(self.dtype)
+        return emb + self.class_embedding(class_labels)
+
+    def forward_embedded(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        """The net proper: x (B, in_channels, H, W), emb from `embed_time`, context -> (B, out_channels, H, W)."""
+        run = self._runner()
+
+        def layer(x: Tensor, res: nn.Module, attention: nn.Module | None) -> Tensor:
+            x = run(res, x, emb)
+            return x if attention is None else run(attention, x, context)
+
+        x = self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
+        skips = [x]
+        for block in cast(Iterable[Block], self.down_blocks):
+            for res, attention in block.layers():
+                x = layer(x, res, attention)
+                skips.append(x)
+            for down in block.downsamplers:
+                x = run(down, x, emb)
+                skips.append(x)
+
+        if self.mid_block is not None:
+            for res, attention in self.mid_block.layers():
+                x = layer(x, res, attention)
+
+        for block in cast(Iterable[Block], self.up_blocks):
+            for res, attention in block.layers():
+                x = layer(torch.cat([x, skips.pop()], dim=1), res, attention)
+            for up in block.upsamplers:
+                x = run(up, x, emb, skips[-1].shape[-2:])  # twice the size, or one less where the way down rounded up
+
+        return self.conv_out(self.conv_norm_out(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and of what `forward` takes and gives."""
+        return self.conv_in.weight.dtype
+
+    def _wave(self, t: Tensor | float) -> Tensor:
+        """Timesteps as sinusoids: computed in float32, then cast to the net's dtype."""
+        t = torch.as_tensor(t, dtype=torch.float32, device=self.conv_in.weight.device).reshape(-1)
+        c = self.config
+        wave = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+        return wave.to(self.dtype)
+
+    def _runner(self) -> Callable[..., Tensor]:
+        """How forward calls a part: plainly, or so that its activations are computed again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return partial(checkpoint, use_reentrant=False)
+        return lambda part, *inputs: part(*inputs)
+
+    def _zero_init(self) -> None:
+        zero_init(self.conv_out)
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                zero_init(module.conv2)
+            elif isinstance(module, Transformer):
+                zero_init(module.proj_out)
+            elif isinstance(module, AttentionBlock):
+                zero_init(module.to_out)
+
+    def _check_inputs(self, x: Tensor, context: Tensor | None) -> None:
+        c = self.config
+        if x.ndim != 4 or x.shape[1] != c.in_channels or min(x.shape[2:]) < self.min_size:
+            raise InputError(
+                f"The U-Net takes latents of shape (B, {c.in_channels}, H, W), H and W at least {self.min_size}, "
+                f"but got {tuple(x.shape)}.",
+                remedy=f"the {c.in_channels} channels are the noisy latent and all that the model sees beside it: "
+                "mask and masked picture, depth, or a small picture",
+            )
+        if context is None and c.conditional:
+            raise InputError(
+                "This U-Net has cross-attention, but got no context.",
+                remedy=f"pass context (B, L, {c.cross_attention_dim}), an embedded prompt; for no prompt, embed ''",
+            )
+        if context is not None and not c.conditional:
+            raise InputError("This U-Net has no cross-attention, but got a context.", remedy="leave context out")
+        if context is not None and (context.ndim != 3 or context.shape[::2] != (x.shape[0], c.cross_attention_dim)):
+            raise InputError(
+                f"The U-Net takes a context of shape ({x.shape[0]}, L, {c.cross_attention_dim}), "
+                f"but got {tuple(context.shape)}.",
+                remedy="use the text encoder that belongs to this U-Net, and one prompt per picture",
+            )
+
+
+class Block(nn.Module):
+    """The parts of one level: residual blocks, an attention for each if the level has them, and a resampler at the end.
+
+    `channels` gives each residual block's input and output channels.
+    """
+
+    def __init__(self, config: UNetConfig, level: Level, channels: Iterable[tuple[int, int]]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(res_block(config, a, b) for a, b in channels)
+        self.attentions = nn.ModuleList(attention(config, level) for _ in range(level.attentions))
+        resamplers = [resampler(config, level)] if level.resample else []
+        self.downsamplers = nn.ModuleList(resamplers if level.way == "down" else [])
+        self.upsamplers = nn.ModuleList(resamplers if level.way == "up" else [])
+
+    def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """Each residual block with the attention that follows it, if one does."""
+        return zip_longest(self.resnets, self.attentions)
+
+
+def res_block(
+    c: UNetConfig, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None
+) -> ResBlock:
+    """A residual block as config `c` wants it."""
+    return ResBlock(
+        in_channels,
+        out_channels,
+        emb_channels=c.emb_channels,
+        groups=c.norm_num_groups,
+        eps=c.norm_eps,
+        dropout=c.dropout,
+        act=c.act_fn,
+        scale_shift=c.resnet_time_scale_shift == "scale_shift",
+        resample=resample,
+    )
+
+
+def attention(c: UNetConfig, level: Level) -> AttentionBlock | Transformer:
+    """The attention of one level: to itself, or also to the context."""
+    if level.attention == "self":
+        return AttentionBlock(level.channels, level.heads, groups=level.attention_groups, eps=c.norm_eps)
+    return Transformer(
+        level.channels,
+        level.heads,
+        c.cross_attention_dim,
+        depth=level.depth,
+        groups=c.norm_num_groups,
+        linear_projection=c.use_linear_projection,
+        only_cross_attention=level.only_cross_attention,
+    )
+
+
+def resampler(c: UNetConfig, level: Level) -> nn.Module:
+    """What takes one level's resolution to the next."""
+    if level.resample == "resnet":
+        return res_block(c, level.channels, level.channels, "down" if level.way == "down" else "up")
+    if level.way == "down":
+        return Downsample(level.channels, padding=c.downsample_padding)
+    return Upsample(level.channels)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with an activation between: from sinusoids, or another vector, to the embedding."""
+
+    def __init__(self, in_channels: int, out_channels: int, act: str = "silu") -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.act = activation(act)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels) -> (B, out_channels)."""
+        return self.linear_2(self.act(self.linear_1(x)))
+
+
+def class_embedding(c: UNetConfig) -> nn.Module | None:
+    """What takes class labels to the width of the time embedding, to which they are added; None: no classes."""
+    if c.class_embed_type is None:
+        return None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds, c.emb_channels)
+    if c.class_embed_type == "timestep":
+        return TimestepEmbedding(c.block_out_channels[0], c.emb_channels, c.outer_act_fn)
+    if c.class_embed_type == "identity":
+        return nn.Identity()
+    width = c.projection_class_embeddings_input_dim
+    assert width is not None  # UNetConfig has seen to it
+    if c.class_embed_type == "projection":
+        return TimestepEmbedding(width, c.emb_channels)
+    return nn.Linear(width, c.emb_channels)
+
+
+def sinusoid(
+    timesteps: Tensor, channels: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0, max_period: float = 10_000
+) -> Tensor:
+    """Timesteps (B,) -> (B, channels) sines and cosines of geometric frequencies, from 1 down to about 1/max_period.
+
+    Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), as Ho et al. 2020 use it. Always float32. Sines come first,
+    or cosines with `flip_sin_to_cos`; an odd number of channels ends with a zero.
+    """
+    half = channels // 2
+    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(exponents / (half - freq_shift))
+    waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(waves, dim=1), (0, channels % 2))
