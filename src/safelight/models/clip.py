@@ -136,7 +136,7 @@ class TextEncoder(nn.Module):
         return TextFeatures(last, hidden_states, pooled, projected)
 
     def end_of_text(self, ids: Tensor) -> Tensor:
-        """Find the position (B,) of the first end-of-text token in ids (B, L); 0 where there is none (as transformers)."""
+        """Find the position (B,) of the first end-of-text token in ids (B, L); 0 in a text without one."""
         if self.config.eos_token_id == LEGACY_EOS:
             return ids.argmax(-1)
         return (ids == self.config.eos_token_id).int().argmax(-1)
