@@ -239,6 +239,15 @@ def beta(schedule: NoiseSchedule, steps: int, *, alpha: float = 0.6, beta: float
     return _at_timesteps(schedule, list(dict.fromkeys(timesteps)))
 
 
+@grid("lcm", label="LCM")
+def lcm(schedule: NoiseSchedule, steps: int, *, original_inference_steps: int = 50) -> Levels:
+    """Some of the timesteps that a latent consistency model was distilled on (Luo et al. 2023): diffusers' numbers."""
+    if not steps <= original_inference_steps <= schedule.num_train_timesteps:
+        raise InputError(f"the grid 'lcm' has at most original_inference_steps = {original_inference_steps} steps")
+    stride, n = schedule.num_train_timesteps // original_inference_steps, original_inference_steps
+    return _at_timesteps(schedule, [(n - i * n // steps) * stride - 1 for i in range(steps)])
+
+
 # By sigma.
 
 
