@@ -177,3 +177,13 @@ def test_bad_input_is_named(attempt, message):
 def test_bad_config_is_named(wrong):
     with pytest.raises(InputError, match=str(next(iter(wrong)))):
         replace(SMALL, **wrong)
+
+
+def test_a_mask_takes_the_place_of_causality():
+    net, ids = TextEncoder(SMALL).eval(), texts(SMALL, 7)
+    x = net.text_model.embeddings(net.embed(ids))
+    causal = torch.ones(7, 7, dtype=torch.bool).tril()
+    usual = net.text_model.encoder(x)[-1]
+    torch.testing.assert_close(net.text_model.encoder(x, causal)[-1], usual)
+    torch.testing.assert_close(net.text_model.encoder(x, torch.zeros(7, 7).masked_fill(~causal, -torch.inf))[-1], usual)
+    assert not torch.allclose(net.text_model.encoder(x, torch.ones_like(causal))[-1], usual)

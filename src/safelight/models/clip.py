@@ -113,7 +113,7 @@ class TextEncoder(nn.Module):
         if ids.ndim != 2 or not ids.numel():
             raise InputError(f"token ids of shape {tuple(ids.shape)}", remedy="give a tensor of shape (batch, length)")
         low, high = (int(end) for end in ids.aminmax())
-        last = self.config.vocab_size - 1
+        last = self.text_model.embeddings.token_embedding.num_embeddings - 1
         if low < 0 or high > last:
             raise InputError(
                 f"token ids from {low} to {high} were given, but the token table has rows 0 to {last}",
@@ -222,11 +222,14 @@ class TextLayers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, L, D) -> the input and each layer's output, num_hidden_layers + 1 tensors (B, L, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(B, L, D) -> the input and each layer's output, num_hidden_layers + 1 tensors (B, L, D).
+
+        Attention is causal, as CLIP was trained, unless a `mask` says otherwise (see `kernels.attention`).
+        """
         hidden_states = [x]
         for layer in self.layers:
-            hidden_states.append(layer(hidden_states[-1]))
+            hidden_states.append(layer(hidden_states[-1], mask))
         return tuple(hidden_states)
 
 
@@ -240,14 +243,14 @@ class TextLayer(nn.Module):
         self.mlp = TextMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each token to itself and those before it."""
+    """Multi-head attention of each token to itself and those before it, or to those that a mask allows."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -258,10 +261,10 @@ class CausalSelfAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         q, k, v = (self.split(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v, causal=mask is None, mask=mask).transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, heads·d) -> (B, heads, L, d)."""
