@@ -45,6 +45,10 @@ UPDOWN = {
     "upsample_type": "resnet",
     "resnet_time_scale_shift": "scale_shift",
 }
+MIXED = {
+    "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
 # name -> what is changed in CROSS
 CONDITIONAL = {
     "sd1": {},
@@ -67,6 +71,7 @@ CONDITIONAL = {
     "time embedding": {"flip_sin_to_cos": False, "freq_shift": 1, "time_embedding_dim": 40, "norm_eps": 1e-3},
     "centred": {"center_input_sample": True},
     "asymmetric": {"downsample_padding": 0},
+    "both attentions": MIXED,
     "resnet resampling": {"down_block_types": ("ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
                           "up_block_types": ("CrossAttnUpBlock2D", "ResnetUpsampleBlock2D")},
 }  # fmt: skip
@@ -429,7 +434,25 @@ def test_the_same_word_is_a_number_of_heads_or_a_width():
 def test_class_is_read_off_the_blocks_where_the_file_is_silent():
     assert UNetConfig.from_diffusers(PLAIN) == UNetConfig.from_diffusers(PLAIN | {"_class_name": "UNet2DModel"})
     assert UNetConfig.from_diffusers({}) == UNetConfig()
+    old = PLAIN | {"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]}
+    assert UNetConfig.from_diffusers(old) == UNetConfig.from_diffusers(PLAIN)
     assert UNetConfig.from_diffusers({"_diffusers_version": "0.2.2", "_name_or_path": "x"}) == UNetConfig()
+
+
+def test_reads_what_stable_diffusion_2_1_says():
+    """The published config.json, `null`s and all."""
+    published = """{
+      "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.10.0.dev0", "act_fn": "silu",
+      "attention_head_dim": [5, 10, 20, 20], "block_out_channels": [320, 640, 1280, 1280],
+      "center_input_sample": false, "cross_attention_dim": 1024,
+      "down_block_types":
+        ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+      "downsample_padding": 1, "dual_cross_attention": false, "flip_sin_to_cos": true, "freq_shift": 0,
+      "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+      "num_class_embeds": null, "only_cross_attention": false, "out_channels": 4, "sample_size": 96,
+      "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+      "use_linear_projection": true, "upcast_attention": true }"""
+    assert UNetConfig.from_diffusers(json.loads(published)) == replace(SD2, sample_size=96, upcast_attention=True)
 
 
 def test_defaults_are_diffusers():
@@ -458,6 +481,13 @@ def test_defaults_are_diffusers():
         (CROSS | {"_class_name": "UNet3DConditionModel"}, "UNet3DConditionModel"),
         (PLAIN | {"_class_name": "UNet2DConditionModel", "mid_block_type": "UNetMidBlock2D"}, "no cross-attention"),
         (PLAIN | {"attention_head_dim": 5}, "5 does not divide 64"),
+        (CROSS | MIXED | {"attention_head_dim": [4, 8]}, "two orders"),
+        (CROSS | {"block_out_channels": "wide"}, "block_out_channels cannot be 'wide'"),
+        (CROSS | {"block_out_channels": [32, 64.5]}, "block_out_channels cannot be"),
+        (CROSS | {"block_out_channels": []}, "block_out_channels cannot be"),
+        (CROSS | {"down_block_types": None}, "down_block_types cannot be None"),
+        (CROSS | {"layers_per_block": 0}, "layers_per_block cannot be 0"),
+        (CROSS | {"norm_num_groups": None}, "norm_num_groups cannot be None"),
     ],
 )  # fmt: skip
 def test_configs_that_make_no_net_are_named(config, words):

@@ -2,6 +2,7 @@
 
     layers          residual blocks, resampling, normalisation: the common parts
     attention       attention of an image to itself and to a context
+    config          what all configs need in order to be read from files
     unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
     unet            UNet: the denoising network
     autoencoder     Autoencoder: pictures to latents and back

@@ -46,7 +46,7 @@ class UNet(nn.Module):
         channels = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, channels, 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels, c.emb_channels, c.outer_act_fn)
-        self.class_embedding = class_embedding(c)
+        self.class_embedding = make_class_embedding(c)
 
         skips = [channels]  # channels of each tensor that the way down leaves for the way up
         self.down_blocks = nn.ModuleList()
@@ -201,9 +201,9 @@ class Block(nn.Module):
 
     def __init__(self, config: UNetConfig, level: Level, channels: Iterable[tuple[int, int]]) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(res_block(config, a, b) for a, b in channels)
-        self.attentions = nn.ModuleList(attention(config, level) for _ in range(level.attentions))
-        resamplers = [resampler(config, level)] if level.resample else []
+        self.resnets = nn.ModuleList(make_res_block(config, a, b) for a, b in channels)
+        self.attentions = nn.ModuleList(make_attention(config, level) for _ in range(level.attentions))
+        resamplers = [make_resampler(config, level)] if level.resample else []
         self.downsamplers = nn.ModuleList(resamplers if level.way == "down" else [])
         self.upsamplers = nn.ModuleList(resamplers if level.way == "up" else [])
 
@@ -212,7 +212,7 @@ class Block(nn.Module):
         return zip_longest(self.resnets, self.attentions)
 
 
-def res_block(
+def make_res_block(
     c: UNetConfig, in_channels: int, out_channels: int, resample: Literal["down", "up"] | None = None
 ) -> ResBlock:
     """A residual block as config `c` wants it."""
@@ -229,7 +229,7 @@ def res_block(
     )
 
 
-def attention(c: UNetConfig, level: Level) -> AttentionBlock | Transformer:
+def make_attention(c: UNetConfig, level: Level) -> AttentionBlock | Transformer:
     """The attention of one level: to itself, or also to the context."""
     if level.attention == "self":
         return AttentionBlock(level.channels, level.heads, groups=level.attention_groups, eps=c.norm_eps)
@@ -244,10 +244,10 @@ def attention(c: UNetConfig, level: Level) -> AttentionBlock | Transformer:
     )
 
 
-def resampler(c: UNetConfig, level: Level) -> nn.Module:
+def make_resampler(c: UNetConfig, level: Level) -> nn.Module:
     """What takes one level's resolution to the next."""
     if level.resample == "resnet":
-        return res_block(c, level.channels, level.channels, "down" if level.way == "down" else "up")
+        return make_res_block(c, level.channels, level.channels, "down" if level.way == "down" else "up")
     if level.way == "down":
         return Downsample(level.channels, padding=c.downsample_padding)
     return Upsample(level.channels)
@@ -267,7 +267,7 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(x)))
 
 
-def class_embedding(c: UNetConfig) -> nn.Module | None:
+def make_class_embedding(c: UNetConfig) -> nn.Module | None:
     """What takes class labels to the width of the time embedding, to which they are added; None: no classes."""
     if c.class_embed_type is None:
         return None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds, c.emb_channels)

@@ -7,10 +7,11 @@ are heads. `UNet` is drawn from that table.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 from safelight.errors import InputError, nearest
+from safelight.models.config import check_choice, check_types, frozen
 from safelight.models.layers import ACTIVATIONS
 
 __all__ = ["Level", "UNetConfig"]
@@ -51,12 +52,16 @@ class Level:
     channels: int
     layers: int  # residual blocks
     attention: AttentionKind | None  # None: no attention here
-    attentions: int  # how many: one after each residual block; in the middle one, between the two
     heads: int  # of each attention
     attention_groups: int | None  # normalisation groups in front of a plain attention; None: no normalisation
     depth: int  # transformer blocks of each cross-attention
     only_cross_attention: bool
     resample: Literal["conv", "resnet"] | None  # how the level ends, if it changes the resolution
+
+    @property
+    def attentions(self) -> int:
+        """How many: one after each residual block; in the middle one, between the two."""
+        return 0 if self.attention is None else 1 if self.way == "mid" else self.layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,7 @@ class UNetConfig:
     projection_class_embeddings_input_dim: int | None = None  # width of the labels of the two projections
 
     def __post_init__(self) -> None:
+        check_types(self, may_be_zero=("freq_shift", "downsample_padding", "dropout"))
         self._check_choices()
         self._check_lengths()
         _ = self.down, self.mid, self.up  # reading the levels checks the heads
@@ -136,10 +142,10 @@ class UNetConfig:
         if self.mid_block_type is None:
             return None
         if self.mid_block_type == "UNetMidBlock2DCrossAttn":
-            return self._level("mid", -1, "cross", layers=2)
+            return self._level("mid", -1, "cross", 2)
         if self.conditional:
-            return self._level("mid", -1, None, layers=1)
-        return self._level("mid", -1, "self" if self.add_attention else None, layers=2)
+            return self._level("mid", -1, None, 1)
+        return self._level("mid", -1, "self" if self.add_attention else None, 2)
 
     @property
     def up(self) -> tuple[Level, ...]:
@@ -164,14 +170,14 @@ class UNetConfig:
         InputError for an unknown key or block, and for a key whose value asks for something this U-Net has not.
         """
         name = _class_name(config)
-        given = {key: _frozen(value) for key, value in config.items() if not key.startswith("_")}
+        given = {key: frozen(value) for key, value in config.items() if not key.startswith("_")}
         known = [field.name for field in fields(cls)]
         for key in given.keys() - set(known):
             _check_foreign(key, given[key], known)
         read = {key: value for key, value in given.items() if key in known}
         for key in ("down_block_types", "up_block_types"):
             if key in read:
-                read[key] = tuple(block.removeprefix("UNetRes") for block in read[key])  # names before diffusers 0.3
+                read[key] = _modern(read[key])
         if "cross_attention_dim" in read:
             read["cross_attention_dim"] = _common("cross_attention_dim", read["cross_attention_dim"])
         result = cls(**(_PLAIN_DEFAULTS | read if name == "UNet2DModel" else read))
@@ -202,27 +208,32 @@ class UNetConfig:
 
     def _outer(self, way: Literal["down", "up"], i: int, name: str, *, ends: bool) -> Level:
         """Level i, which is diffusers' block `name`; it `ends` the way if no other resolution follows."""
-        kind = DOWN_BLOCKS[name] if way == "down" else UP_BLOCKS[name]
-        resample = self.downsample_type if way == "down" else self.upsample_type
-        if kind != "self":  # those two fields speak of plain attention blocks alone; the others have it in their name
-            resample = "resnet" if name.startswith("Resnet") else "conv"
+        kind, typed = (
+            (DOWN_BLOCKS[name], self.downsample_type) if way == "down" else (UP_BLOCKS[name], self.upsample_type)
+        )
+        # The two types speak of plain attention blocks alone; the other blocks have it in their name.
+        resnet = name.startswith("Resnet") or (kind == "self" and typed == "resnet")
         layers = self._at("layers_per_block", i) + (way == "up")
-        level = self._level(way, i, kind, layers=layers, only_cross_attention=self._at("only_cross_attention", i))
-        return level if ends else replace(level, resample=cast(Literal["conv", "resnet"], resample))
+        return self._level(way, i, kind, layers, None if ends else "resnet" if resnet else "conv")
 
     def _level(
-        self, way: Literal["down", "mid", "up"], i: int, kind: AttentionKind | None, *, layers: int, **rest: Any
+        self,
+        way: Literal["down", "mid", "up"],
+        i: int,
+        kind: AttentionKind | None,
+        layers: int,
+        resample: Literal["conv", "resnet"] | None = None,
     ) -> Level:
         return Level(
             way=way,
             channels=self.block_out_channels[i],
             layers=layers,
             attention=kind,
-            attentions=0 if kind is None else 1 if way == "mid" else layers,
             heads=self._heads(i, kind),
             attention_groups=self._mid_attention_groups if way == "mid" else self.norm_num_groups,
             depth=self._at("transformer_layers_per_block", i),
-            **({"only_cross_attention": False, "resample": None} | rest),
+            only_cross_attention=way != "mid" and self._at("only_cross_attention", i),
+            resample=resample,
         )
 
     def _heads(self, i: int, kind: AttentionKind | None) -> int:
@@ -255,7 +266,7 @@ class UNetConfig:
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             for name in value if field in ("down_block_types", "up_block_types") else (value,):
-                _one_of(field, name, choices)
+                check_choice(field, name, choices)
         if "projection" in (self.class_embed_type or "") and self.projection_class_embeddings_input_dim is None:
             raise InputError(
                 f"class_embed_type {self.class_embed_type!r} needs projection_class_embeddings_input_dim.",
@@ -324,20 +335,24 @@ _IDLE = {
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
-    blocks = [*config.get("down_block_types", ()), config.get("mid_block_type"), *config.get("up_block_types", ())]
-    plain = any(blocks) and not any("CrossAttn" in (block or "") for block in blocks)
+    blocks = " ".join(str(config.get(key, "")) for key in ("down_block_types", "mid_block_type", "up_block_types"))
+    plain = "Block" in blocks and "CrossAttn" not in blocks
     name = config.get("_class_name", "UNet2DModel" if plain else "UNet2DConditionModel")
-    _one_of("_class_name", name, ("UNet2DConditionModel", "UNet2DModel"))
+    check_choice("_class_name", name, ("UNet2DConditionModel", "UNet2DModel"))
     return cast(str, name)
+
+
+def _modern(blocks: Any) -> Any:
+    """Names of blocks without the "UNetRes" that the first diffusers put in front of them."""
+    return tuple(str(name).removeprefix("UNetRes") for name in blocks) if isinstance(blocks, tuple) else blocks
 
 
 def _check_class(config: UNetConfig, name: str) -> None:
     """Refuse the few configs that diffusers' class `name` reads otherwise than UNetConfig does, or not at all."""
     plain_attention = any((block or "").startswith("Attn") for block in config._block_types)
-    silu_and_no_middle = config.mid_block_type is None and config.outer_act_fn == config.act_fn
     if name == "UNet2DModel" and config.conditional:
         trouble = "cross-attention blocks in a UNet2DModel"
-    elif name == "UNet2DConditionModel" and not config.conditional and not silu_and_no_middle:
+    elif name == "UNet2DConditionModel" and not config.conditional:
         trouble = "no cross-attention block in a UNet2DConditionModel"
     elif name == "UNet2DConditionModel" and plain_attention and not _all_equal(config.attention_head_dim):
         trouble = "attention_head_dim per level with Attn blocks, which diffusers reads in two orders"
@@ -358,12 +373,6 @@ def _check_foreign(key: str, value: Any, known: list[str]) -> None:
     raise InputError(f"The U-Net config has an unknown key {key!r}.", remedy=nearest(key, [*known, *_FIXED]))
 
 
-def _one_of(field: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        names = [str(choice) for choice in choices]
-        raise InputError(f"{field} cannot be {value!r}.", remedy=nearest(str(value), names))
-
-
 def _common(field: str, value: Any) -> Any:
     """The one value of an entry that diffusers allows per level, but that cannot differ."""
     if not _all_equal(value):
@@ -373,8 +382,3 @@ def _common(field: str, value: Any) -> Any:
 
 def _all_equal(value: Any) -> bool:
     return not isinstance(value, tuple) or len(set(value)) == 1
-
-
-def _frozen(value: Any) -> Any:
-    """JSON's lists as tuples, at any depth."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
