@@ -4,7 +4,7 @@
 tile changes is in the network: a GroupNorm takes its mean and variance, and an attention its context, from the tile
 alone, and a convolution meets zeros at the tile's edge. The last fades out with the blending weight, the first two do
 not: tiles differ in tone and contrast from the whole, the less the larger and the more alike they are. (An f4 decoder
-with random weights, on noise: by 17% of the picture's norm in 7x7 tiles, by 5% in 3x3, by 2.5% in 2x2.)
+with random weights, on noise: by 17% of the picture's norm in 5x5 tiles, by 5% in 3x3, by 2.5% in 2x2.)
 """
 
 from collections.abc import Callable
