@@ -173,7 +173,10 @@ def test_bad_input_is_named(attempt, message):
         attempt(TextEncoder(SMALL))
 
 
-@pytest.mark.parametrize("wrong", [{"hidden_act": "quick_gulu"}, {"num_attention_heads": 5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden_act": "quick_gulu"}, {"num_attention_heads": 5}, {"hidden_size": "768"}, {"num_hidden_layers": 0}],
+)
 def test_bad_config_is_named(wrong):
     with pytest.raises(InputError, match=str(next(iter(wrong)))):
         replace(SMALL, **wrong)

@@ -5,7 +5,9 @@
     config          what all configs need in order to be read from files
     unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
     unet            UNet: the denoising network
-    autoencoder     Autoencoder: pictures to latents and back
+    autoencoder     Autoencoder: pictures to latents and back (its shape: autoencoder_config)
+    bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
+    tiling          large pictures in overlapping tiles
     clip            TextEncoder: token ids to embeddings
     presets         the published models, by name
 """

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 from safelight.errors import InputError, MissingPartError, nearest
+from safelight.models.config import check_choice, check_types, frozen
 
 __all__ = ["SD_SCALING_FACTOR", "AutoencoderConfig"]
 
@@ -52,20 +54,26 @@ class AutoencoderConfig:
     lookup_from_codebook: bool = False  # for diffusers: unquantised input of its decoder means codebook rows
 
     def __post_init__(self) -> None:
-        for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            types = getattr(self, name)
-            if len(types) != len(self.block_out_channels):
-                raise InputError(
-                    f"{name} names {len(types)} levels, block_out_channels {len(self.block_out_channels)}",
-                    remedy="give one of each for every level",
-                )
-            for unknown in set(types) - known.keys():
-                raise InputError(f"{name}: there is no block {unknown!r}", remedy=nearest(unknown, known))
+        check_types(self, may_be_zero=("scaling_factor", "shift_factor"))
+        self._check_levels("down_block_types", DOWN_BLOCKS)
+        self._check_levels("up_block_types", UP_BLOCKS)
+        if self.scaling_factor == 0 or not isfinite(self.scaling_factor):
+            raise InputError(f"scaling_factor cannot be {self.scaling_factor}", remedy="1 leaves latents as they are")
         if self.norm_type != "group":
             raise MissingPartError(f"norm_type {self.norm_type!r}", remedy='only "group" is drawn here')
         for name in self._foreign:
             if getattr(self, name) != DEFAULTS[name]:
                 raise InputError(f"{name} does not exist in a {self.kind}", remedy=f"leave {name} out")
+
+    def _check_levels(self, name: str, known: Mapping[str, bool]) -> None:
+        types = getattr(self, name)
+        for block in types:
+            check_choice(name, block, list(known))
+        if len(types) != len(self.block_out_channels):
+            raise InputError(
+                f"{name} names {len(types)} levels, block_out_channels {len(self.block_out_channels)}",
+                remedy="give one of each for every level",
+            )
 
     @property
     def kind(self) -> str:
@@ -97,15 +105,13 @@ class AutoencoderConfig:
         """
         data = {key: value for key, value in config.items() if not key.startswith("_")}
         kind = config.get("_class_name", "VQModel" if "num_vq_embeddings" in data else "AutoencoderKL")
-        if kind not in DIFFUSERS_DEFAULTS:
-            raise InputError(f"{kind!r} is no autoencoder known here", remedy=nearest(kind, DIFFUSERS_DEFAULTS))
+        check_choice("_class_name", kind, list(DIFFUSERS_DEFAULTS))
         for key, allowed in FIXED.items():
             if key in data and data.pop(key) not in allowed:
                 raise MissingPartError(f"{key} = {config[key]!r} in an autoencoder", remedy=f"known are: {allowed}")
         for key in data.keys() - DEFAULTS.keys():
             raise InputError(f"an autoencoder's config has no key {key!r}", remedy=nearest(key, DEFAULTS))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**(DIFFUSERS_DEFAULTS[kind] | values))
+        return cls(**(DIFFUSERS_DEFAULTS[kind] | {key: frozen(value) for key, value in data.items()}))
 
     def to_diffusers(self) -> dict[str, Any]:
         """Give the content of a config.json: `AutoencoderConfig.from_diffusers(c.to_diffusers()) == c`."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safelight.errors import InputError, nearest
+from safelight.errors import InputError
 from safelight.kernels import attention
+from safelight.models.config import check_choice, check_types
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -52,10 +53,8 @@ class TextConfig:
     pad_token_id: int = 1
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in ACTIVATIONS:
-            raise InputError(
-                f"hidden_act {self.hidden_act!r} is not known", remedy=nearest(self.hidden_act, ACTIVATIONS)
-            )
+        check_types(self, may_be_zero=("bos_token_id", "eos_token_id", "pad_token_id"))
+        check_choice("hidden_act", self.hidden_act, list(ACTIVATIONS))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
