@@ -27,7 +27,7 @@ def test_attention_sees_what_the_mask_shows():
     seen = torch.tensor([True] * 4 + [False] * 3)
     expected = attention(q, k[:, :, :4], v[:, :, :4])
     torch.testing.assert_close(attention(q, k, v, mask=seen[None, None, None].expand(2, 1, 5, 7)), expected)
-    torch.testing.assert_close(attention(q, k, v, mask=torch.where(seen, 0.0, -math.inf)), expected)
+    torch.testing.assert_close(attention(q, k, v, mask=torch.where(seen, 0.0, -math.inf)[None]), expected)
 
 
 @pytest.mark.parametrize("silu", [False, True])
