@@ -66,7 +66,7 @@ class Vocabulary:
     @classmethod
     def from_files(cls, vocab: str | Path, merges: str | Path) -> "Vocabulary":
         """Read a `vocab.json` and its `merges.txt`. Raises CheckpointError if either is missing or malformed."""
-        return cls(_ids(read_json(vocab), vocab), _pairs(_read(merges).split("\n"), merges))
+        return _united(_ids(read_json(vocab), vocab), _pairs(_read(merges).split("\n"), merges), merges)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Vocabulary":
@@ -83,23 +83,17 @@ class Vocabulary:
                 key="model",
                 remedy=f"give the tokenizer of a CLIP text encoder: BPE with end_of_word_suffix {END_OF_WORD!r}",
             )
-        return cls(_ids(model.get("vocab"), path), _pairs(model.get("merges"), path))
+        return _united(_ids(model.get("vocab"), path), _pairs(model.get("merges"), path), path)
 
     def backend(self, *, unk_token: str, clean: str, added: Sequence[AddedToken]) -> "tokenizers.Tokenizer":
-        """Build the machine that splits text: `clean` "hf" normalises in it, "openai" expects cleaned text.
-
-        Raises ValueError if a merge makes a piece that the vocabulary lacks.
-        """
-        try:
-            model = models.BPE(
-                vocab=dict(self.ids),
-                merges=list(self.merges),
-                unk_token=unk_token,
-                continuing_subword_prefix="",
-                end_of_word_suffix=END_OF_WORD,
-            )
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"the merges do not fit the vocabulary: {error}") from error
+        """Build the machine that splits text: `clean` "hf" normalises in it, "openai" expects cleaned text."""
+        model = models.BPE(
+            vocab=dict(self.ids),
+            merges=list(self.merges),
+            unk_token=unk_token,
+            continuing_subword_prefix="",
+            end_of_word_suffix=END_OF_WORD,
+        )
         machine = tokenizers.Tokenizer(model)
         lower = normalizers.Lowercase()
         if clean == "hf":
@@ -153,6 +147,19 @@ def _ids(data: object, path: str | Path) -> dict[str, int]:
     if len(set(data.values())) < len(data):
         raise CheckpointError("gives one id to two pieces", path=path, remedy="fetch the file again")
     return data
+
+
+def _united(ids: dict[str, int], merges: Sequence[tuple[str, str]], path: str | Path) -> Vocabulary:
+    for pair in merges:
+        for piece in (*pair, "".join(pair)):
+            if piece not in ids:
+                raise CheckpointError(
+                    f"merges {pair[0]!r} and {pair[1]!r}, but the vocabulary has no piece {piece!r}",
+                    path=path,
+                    key="merges",
+                    remedy="vocabulary and merges must come from one tokenizer",
+                )
+    return Vocabulary(ids, merges)
 
 
 def _pairs(lines: object, path: str | Path) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ text; where text holds curly quotes, HTML entities and the like, `clean="openai"
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,7 @@ class Tokenizer:
     table.
     """
 
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary = field(repr=False)
     bos_token: str = BOS
     eos_token: str = EOS
     unk_token: str = EOS
