@@ -14,8 +14,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """softmax(q·kᵀ/√d)·v, per head (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     q is (B, heads, L, d); k and v are (B, heads, M, d); the result is (B, heads, L, d), in q's dtype. With `causal`,
-    position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, which broadcasts to
-    (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
+    position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, of two dimensions or
+    more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
