@@ -1,6 +1,8 @@
 """What can be wrong with a checkpoint, as types: every one is a `CheckpointError`, naming file, key and remedy."""
 
-from ..errors import CheckpointError, NonFiniteError
+# ruff: noqa: N818  (each name says what is wrong; "Error" would say it twice)
+
+from safelight.errors import CheckpointError, NonFiniteError
 
 
 class CorruptFile(CheckpointError, ValueError):

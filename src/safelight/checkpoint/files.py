@@ -1,7 +1,7 @@
 """Bytes -> named tensors that stay in their file until asked for.
-
-`open_file` and `open_weights` read headers alone, check them against the rules of the format before any tensor is touched
-(so that a broken file is refused in milliseconds), and return `Tensors`, a mapping whose values are memory-mapped views.
+ `open_file` and `open_weights` read headers alone, check them against the rules of the format before any tensor is
+touched (so that a broken file is refused in milliseconds), and return `Tensors`, a mapping whose values are
+memory-mapped views.
 """
 
 import json
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError, nearest
-from .errors import CorruptFile, WrongModel
+from safelight.checkpoint.errors import CorruptFile, WrongModel
+from safelight.errors import CheckpointError, nearest
 
 HEADER_LIMIT = 100_000_000  # bytes: safetensors' own limit
 DTYPES = {
@@ -76,12 +76,12 @@ class Tensors(Mapping[str, torch.Tensor]):
 def open_file(path: Path) -> Tensors:
     """Open one file of weights: safetensors, or a pickle (described by a locked-up child process, see `unpickle`).
 
-    The content decides, not the name. Raises CheckpointError where there is no such file, CorruptFile where a rule of the
-    format is broken, UnsafePickle where a pickle asks for more than tensors, WrongModel for GGUF and the like.
+    The content decides, not the name. Raises CheckpointError where there is no such file, CorruptFile where a rule of
+    the format is broken, UnsafePickle where a pickle asks for more than tensors, WrongModel for GGUF and the like.
     """
     start = _first_bytes(path)
     if start[:4] == b"PK\3\4" or (path.suffix in PICKLES and start[8:9] != b"{"):
-        from .pickles import open_pickle
+        from safelight.checkpoint.pickles import open_pickle
 
         return open_pickle(path)
     return open_safetensors(path)
@@ -130,8 +130,9 @@ Header = dict[str, tuple[str, tuple[int, ...]]]
 def read_header(path: Path) -> tuple[Header, dict[str, str]]:
     """Read and check a safetensors header: {key: (dtype, shape)} and the metadata.
 
-    The rules are the format's own: the header's length fits the file and 100 MB, it is one JSON object without duplicate
-    keys, shape x dtype is each tensor's length, and the tensors fill the data without overlap, hole or remainder.
+    The rules are the format's own: the header's length fits the file and 100 MB, it is one JSON object without
+    duplicate keys, shape x dtype is each tensor's length, and the tensors fill the data without overlap, hole or
+    remainder.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -169,13 +170,9 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 
 def _span(key: str, value: Any, path: Path) -> tuple[int, int]:
     """Where a tensor's bytes lie, once dtype, shape and length agree."""
-    dtype, shape, offsets = (
-        value.get(name) if isinstance(value, dict) else None for name in ("dtype", "shape", "data_offsets")
-    )
-    whole = all(
-        isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers) for numbers in (shape, offsets)
-    )
-    if not whole or len(offsets) != 2:
+    fields = ("dtype", "shape", "data_offsets")
+    dtype, shape, offsets = (value.get(name) if isinstance(value, dict) else None for name in fields)
+    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
         raise CorruptFile(f"tensor {key!r} lacks a proper shape or data_offsets", path=path, key=key, remedy=_AGAIN)
     if dtype not in DTYPES:
         what = f"tensor {key!r} has dtype {dtype!r}; {nearest(str(dtype), DTYPES)}"
@@ -185,6 +182,10 @@ def _span(key: str, value: Any, path: Path) -> tuple[int, int]:
         what = f"tensor {key!r}: {end - begin} bytes are not shape {shape} of {dtype}"
         raise CorruptFile(what, path=path, key=key, remedy=_AGAIN)
     return begin, end
+
+
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _check_tiling(spans: dict[str, tuple[int, int]], length: int, path: Path) -> None:

@@ -1,8 +1,7 @@
 """`.ckpt`, `.pt`, `.pth` and `.bin` files: described by a child process, mapped here. This process never unpickles.
-
-The child (`unpickle.py`) says where in the file each tensor lies. Its answer is checked like any other input, and the file
-is then mapped as a safetensors file is: no second copy on disk, none in memory. torch pads its zip records so that they
-can be mapped; the tensors of the format before torch 1.6 lie at odd addresses and are copied when read.
+ The child (`unpickle.py`) says where in the file each tensor lies. Its answer is checked like any other input, and the
+file is then mapped as a safetensors file is: no second copy on disk, none in memory. torch pads its zip records so that
+they can be mapped; the tensors of the format before torch 1.6 lie at odd addresses and are copied when read.
 """
 
 import json
@@ -17,8 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import CorruptFile, UnsafePickle
-from .files import DTYPES, Entry, Tensors
+from safelight.checkpoint.errors import CorruptFile, UnsafePickle
+from safelight.checkpoint.files import DTYPES, Entry, Tensors
 
 CHILD = Path(__file__).with_name("unpickle.py")
 PATIENCE = 120  # seconds of wall time for the child
@@ -28,8 +27,8 @@ _TRUST = "use the .safetensors file of this model instead; if you trust this one
 def open_pickle(path: Path) -> Tensors:
     """Open a file written by torch.save, zip or legacy format; `metadata` holds its scalars ("global_step", "epoch").
 
-    Raises UnsafePickle (`key` names the global) where it asks for anything but tensors and plain containers, CorruptFile
-    where it is cut short or malformed.
+    Raises UnsafePickle (`key` names the global) where it asks for anything but tensors and plain containers,
+    CorruptFile where it is cut short or malformed.
     """
     with path.open("rb") as file:
         answer = describe(file, path)

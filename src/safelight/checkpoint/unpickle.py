@@ -1,11 +1,11 @@
 """The locked room in which pickles are read: a script of the standard library alone, run as a child process.
 
     python -I -S unpickle.py < model.ckpt > description.json
-
-A pickle is a program. This child runs it on a machine with nothing in reach: `find_class` hands out only inert stand-ins
-made below (no torch, no NumPy, no import takes place), files cannot be opened nor written, memory and processor time are
-limited. It reads no tensor data either: it describes where in the file each tensor lies, and the parent maps the bytes.
-That is all that ever leaves this process: names, numbers and offsets, as JSON, which the parent checks again.
+ A pickle is a program. This child runs it on a machine with nothing in reach: `find_class` hands out only inert
+stand-ins made below (no torch, no NumPy, no import takes place), files cannot be opened nor written, memory and
+processor time are limited. It reads no tensor data either: it describes where in the file each tensor lies, and the
+parent maps the bytes. That is all that ever leaves this process: names, numbers and offsets, as JSON, which the parent
+checks again.
 
 Both formats of `torch.save` are known: the zip archive (torch >= 1.6) and the older run of pickles. Stdlib only, and no
 import of the package around it, so that it starts in some 30 ms.
@@ -92,15 +92,22 @@ class Tensor:
 
     __slots__ = ("dtype", "offset", "shape", "storage", "strides")
 
-    def __init__(self, storage: object, offset: object, shape: object, strides: object, dtype: object = None) -> None:
-        name = dtype.dtype if isinstance(dtype, Named) else getattr(storage, "dtype", None)
-        numbers = [offset, *shape, *strides] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
-        if not isinstance(storage, Storage) or name is None or not all(type(n) is int and n >= 0 for n in numbers):
+    def __init__(self, storage: object, offset: object, shape: object, strides: object, *rest: object) -> None:
+        dtype = next((named.dtype for named in rest if isinstance(named, Named)), getattr(storage, "dtype", None))
+        if not isinstance(storage, Storage) or not dtype:
             raise Refused("corrupt", "a tensor is rebuilt from something that is not a storage, offset, shape, strides")
-        self.storage, self.dtype, self.offset, self.shape, self.strides = storage, name, offset, shape, strides
+        self.storage, self.dtype = storage, str(dtype)
+        self.offset, self.shape, self.strides = _sizes((offset,))[0], _sizes(shape), _sizes(strides)
 
     def __setstate__(self, state: object) -> None:
         """Ignore a tensor subclass's own attributes."""
+
+
+def _sizes(value: object) -> "tuple[int, ...]":
+    """Check that a tuple holds whole numbers, none negative."""
+    if isinstance(value, tuple) and all(type(number) is int and number >= 0 for number in value):
+        return value
+    raise Refused("corrupt", f"{value!r:.40} stands where sizes should")
 
 
 class Rebuild:
@@ -116,8 +123,8 @@ class Rebuild:
 
     def __call__(self, *args: object) -> object:
         """Rebuild the described object from its pickled arguments."""
-        if self.how == "tensor":  # (storage, offset, shape, strides, ...); v3 adds the dtype as its seventh
-            return Tensor(*args[:4], args[6] if len(args) > 6 and isinstance(args[6], Named) else None)
+        if self.how == "tensor" and len(args) >= 4:  # storage, offset, shape, strides, ...; v3 names the dtype later
+            return Tensor(args[0], args[1], args[2], args[3], *args[4:])
         if self.how == "parameter":
             return args[0]
         if self.how == "subclass" and isinstance(args[0], Rebuild) and isinstance(args[2], tuple):
@@ -335,7 +342,7 @@ def main() -> int:
     """Describe standard input on standard output; a refusal is a description too."""
     for codec in ("cp437", "latin-1", "ascii", "utf-8"):
         b"".decode(codec)  # zipfile and pickle look these up: load them while importing is still allowed
-    file = open(0, "rb", closefd=False)  # noqa: PTH123, SIM115  (a descriptor, not a path)
+    file = open(0, "rb", closefd=False)  # noqa: SIM115  (a descriptor, not a path)
     lock_down()
     try:
         answer = describe(file)

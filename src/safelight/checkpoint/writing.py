@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..errors import CheckpointError, InputError
-from .files import DTYPES
+from safelight.checkpoint.files import DTYPES
+from safelight.errors import CheckpointError, InputError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

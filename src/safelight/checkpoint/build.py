@@ -1,0 +1,115 @@
+"""Networks from tensors: drawn once on the meta device, then given the file's own memory, strictly."""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongShape
+from safelight.checkpoint.files import Tensors
+from safelight.checkpoint.keymap import KeyMap, Link
+from safelight.errors import nearest
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def on_meta(make: Callable[[], Network]) -> Network:
+    """Draw a network without memory for its parameters."""
+    with torch.device("meta"):
+        return make()
+
+
+def check(network: nn.Module, file: Tensors, keymap: KeyMap, *, known: Collection[str] = ()) -> None:
+    """See that a file holds exactly the tensors a network on the meta device needs, by names and shapes alone.
+
+    `known` are names of theirs that may be there beside them. Raises KeyMismatch, WrongShape.
+    """
+    allowed = keymap.by_theirs.keys() | set(known)
+    unknown = [key for key in file if key not in allowed]
+    missing = [key for key in keymap.by_theirs if key not in file]
+    if missing:
+        alike = (
+            nearest(missing[0], unknown) if unknown else "the file is incomplete, or of another model than its config"
+        )
+        what = f"lacks {len(missing)} tensors that the network needs, such as {missing[0]!r}"
+        raise KeyMismatch(what, path=file.path, key=missing[0], remedy=alike)
+    if unknown:
+        what = f"holds {len(unknown)} tensors that the network does not know, such as {unknown[0]!r}"
+        remedy = f"the config may be of another model; {nearest(unknown[0], keymap.by_theirs)}"
+        raise KeyMismatch(what, path=file.path, key=unknown[0], remedy=remedy)
+    parameters = network.state_dict()
+    for link in keymap.links:
+        _check_shape(link, file, parameters)
+
+
+def _check_shape(link: Link, file: Tensors, parameters: dict[str, Tensor]) -> None:
+    shape = file.shape(link.theirs)
+    needed = [tuple(parameters[name].shape) for name in link.ours]
+    try:
+        split = link.transform.split(torch.empty(shape, device="meta"))
+        fits = [tuple(part.shape) for part in split] == needed
+    except (RuntimeError, IndexError):
+        fits = False
+    if not fits:
+        wanted = tuple(link.transform.merge([parameters[name] for name in link.ours]).shape)
+        what = f"tensor {link.theirs!r} has shape {shape}, the network needs {wanted}"
+        raise WrongShape(
+            what, path=file.path, key=link.theirs, remedy="the config is of another model than the weights"
+        )
+
+
+def own_dtype(file: Tensors) -> torch.dtype:
+    """The dtype of a file's weights: the widest where it mixes them. Eight-bit weights become float16 ones."""
+    floats = Counter(e.dtype for e in file.entries.values() if e.dtype.is_floating_point)
+    widest = max(floats, key=lambda dtype: (dtype.itemsize, floats[dtype]), default=torch.float32)
+    return torch.float16 if widest.itemsize == 1 else widest
+
+
+@dataclass(frozen=True)
+class Plan(Generic[Network]):
+    """A network on the meta device and the file that fits it: everything is checked, no tensor has been read.
+
+    `known` are names of theirs that may be in the file beside the network's. Raises KeyMismatch, WrongShape.
+    """
+
+    network: Network
+    file: Tensors
+    keymap: KeyMap
+    known: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        check(self.network, self.file, self.keymap, known=self.known)
+
+    def fill(
+        self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, check_finite: bool = True
+    ) -> Network:
+        """Give the network its tensors one by one, each cast and moved at once; it is returned in evaluation mode.
+
+        A tensor that is already right stays mapped: its pages are read when first used, and changes to them stay
+        private. None as dtype keeps the file's own. Raises NonFiniteWeights unless `check_finite` is False.
+        """
+        dtype = own_dtype(self.file) if dtype is None else dtype
+        state: dict[str, Tensor] = {}
+        for link in self.keymap.links:
+            tensor = self.file[link.theirs]
+            if check_finite:
+                require_finite(link.theirs, tensor, self.file)
+            for name, part in zip(link.ours, link.transform.split(tensor), strict=True):
+                state[name] = part.to(device, dtype).contiguous()
+        self.network.load_state_dict(state, strict=True, assign=True)
+        return self.network.eval()
+
+
+def require_finite(key: str, tensor: Tensor, file: Tensors) -> None:
+    """Raise NonFiniteWeights if a tensor holds NaN or infinity: one pass over its numbers, no copy."""
+    if tensor.is_floating_point() and tensor.numel():
+        if tensor.dtype.itemsize == 1:  # float8 has no aminmax
+            tensor = tensor.to(torch.float32)
+        low, high = torch.aminmax(tensor)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            what = f"tensor {key!r} holds NaN or infinity"
+            remedy = "the file was damaged or badly merged; use another, or pass check_finite=False to look into it"
+            raise NonFiniteWeights(what, path=file.path, key=key, remedy=remedy)

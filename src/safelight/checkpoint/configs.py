@@ -1,0 +1,162 @@
+"""The small JSON files around the weights. They are data: a closed registry of class names, and no code from them.
+
+`model_index.json` names the class of each part of a folder; each part's config.json goes to the config class of that
+network; `scheduler_config.json` stays a dictionary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safelight.checkpoint.errors import CorruptFile, UnknownClass, WrongModel
+from safelight.checkpoint.files import read_json
+from safelight.errors import CheckpointError, SafelightError, nearest
+from safelight.models.autoencoder_config import AutoencoderConfig
+from safelight.models.clip import TextConfig
+from safelight.models.unet_config import UNetConfig
+
+Config = dict[str, Any]
+Read = TypeVar("Read")
+
+# Pipelines whose parts are drawn here; the values are the beginnings of family names (None: told by the U-Net).
+PIPELINES = {
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "StableDiffusionPipelineSafe",
+    "StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline", "LDMPipeline", "LDMTextToImagePipeline",
+    "LDMSuperResolutionPipeline",
+}  # fmt: skip
+UNETS = {"UNet2DConditionModel", "UNet2DModel"}
+AUTOENCODERS = {"AutoencoderKL", "VQModel"}
+TEXT_ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+TOKENIZERS = {"CLIPTokenizer", "CLIPTokenizerFast"}
+SCHEDULERS = {f"{name}Scheduler" for name in (
+    "DDIM", "DDIMInverse", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+    "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE",
+    "UniPCMultistep", "DEISMultistep", "LCM", "TCD", "EDMEuler", "EDMDPMSolverMultistep", "IPNDM", "SASolver",
+)}  # fmt: skip
+PARTS = {"unet": UNETS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "text_encoder": TEXT_ENCODERS,
+         "tokenizer": TOKENIZERS, "scheduler": SCHEDULERS}  # fmt: skip
+STRANGERS = {"StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux",
+             "ControlNet": "a ControlNet pipeline", "Kandinsky": "Kandinsky", "PixArt": "PixArt"}  # fmt: skip
+LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers"}
+
+
+def model_index(folder: Path) -> Config:
+    """Read and check model_index.json. Raises UnknownClass, WrongModel, or CheckpointError where there is none."""
+    path = folder / "model_index.json"
+    if not path.exists():
+        raise _no_index(folder)
+    index = read_json(path)
+    name = index.get("_class_name")
+    for start, kind in STRANGERS.items():
+        if isinstance(name, str) and name.startswith(start):
+            remedy = "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"
+            raise WrongModel(f"is {kind} ({name})", path=path, key="_class_name", remedy=remedy)
+    check_class(name, PIPELINES, path, "_class_name")
+    for part, known in PARTS.items():
+        entry = index.get(part, [None, None])
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise CorruptFile(f"{part} must be [library, class]", path=path, key=part, remedy="download it again")
+        if entry[1] is not None:
+            check_class(entry[1], known, path, part)
+    return index
+
+
+def _no_index(folder: Path) -> CheckpointError:
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    single = [
+        name for name in names if name.endswith((".safetensors", ".ckpt")) and not name.startswith("diffusion_pytorch")
+    ]
+    if not names:
+        return CheckpointError("is an empty folder", path=folder, remedy="download the model into it, or name another")
+    if "config.json" in names:
+        what, remedy = "holds one network, not a whole model", "name the folder above it, which holds model_index.json"
+    elif single:
+        what, remedy = "holds no model_index.json", f"name the file itself: {folder / single[0]}"
+    else:
+        what, remedy = (
+            "holds no model_index.json",
+            f"name a model's folder or file; this one holds {', '.join(names[:5])}",
+        )
+    return CheckpointError(what, path=folder, remedy=remedy)
+
+
+def check_class(name: object, known: Iterable[str], path: Path, key: str) -> None:
+    """Raise UnknownClass where a config names a class that is not in the registry."""
+    if not isinstance(name, str) or name not in set(known):
+        what = f"{key} names the class {name!r}, which Safelight does not have"
+        raise UnknownClass(what, path=path, key=key, remedy=nearest(str(name), sorted(known)))
+
+
+def read_config(folder: Path, known: Iterable[str], name: str = "config.json") -> tuple[Path, Config]:
+    """Read a network's config.json: of a known class, with sane sizes, asking for no code."""
+    path = folder / name
+    config = read_json(path)
+    for key in ("auto_map", "trust_remote_code"):
+        if config.get(key):
+            raise UnknownClass(f"{key} asks for code to be run", path=path, key=key, remedy="remove that key")
+    declared = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if declared is not None:
+        check_class(declared, known, path, "_class_name" if "_class_name" in config else "architectures")
+    for key, value in config.items():
+        largest = 64 if key in LAYERS else 1 << 20
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) is int and not 0 <= abs(number) <= largest and key in SIZES:
+                raise CorruptFile(
+                    f"{key} = {number} is no size of a network", path=path, key=key, remedy="download it again"
+                )
+    return path, config
+
+
+SIZES = LAYERS | {
+    "in_channels", "out_channels", "block_out_channels", "cross_attention_dim", "attention_head_dim", "latent_channels",
+    "norm_num_groups", "num_class_embeds", "projection_class_embeddings_input_dim", "time_embedding_dim", "vocab_size",
+    "num_vq_embeddings", "vq_embed_dim", "hidden_size", "intermediate_size", "num_attention_heads", "projection_dim",
+    "max_position_embeddings",
+}  # fmt: skip
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Turn what a config class objects to into a CheckpointError that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except SafelightError as error:
+        raise CheckpointError(error.what, path=path, remedy=error.remedy) from error
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, KeyError, RuntimeError) as error:
+        what = f"describes no network ({type(error).__name__}: {error})"
+        raise CorruptFile(what, path=path, remedy="download it again") from error
+
+
+def _read(folder: Path, known: Iterable[str], parse: Callable[[Mapping[str, Any]], Read]) -> Read:
+    path, config = read_config(folder, known)
+    with naming(path):
+        return parse(config)
+
+
+def unet(folder: Path) -> UNetConfig:
+    """Read the config of a folder's U-Net."""
+    return _read(folder, UNETS, UNetConfig.from_diffusers)
+
+
+def autoencoder(folder: Path) -> AutoencoderConfig:
+    """Read the config of a folder's autoencoder."""
+    return _read(folder, AUTOENCODERS, AutoencoderConfig.from_diffusers)
+
+
+def text_encoder(folder: Path) -> TextConfig:
+    """Read the config of a folder's text encoder; that of a whole CLIP keeps it under "text_config"."""
+    return _read(
+        folder, {*TEXT_ENCODERS, "CLIPModel"}, lambda c: TextConfig.from_transformers(c.get("text_config") or c)
+    )
+
+
+def scheduler(folder: Path) -> Config:
+    """Read a scheduler_config.json (older folders: config.json)."""
+    names = [name for name in ("scheduler_config.json", "config.json") if (folder / name).exists()]
+    path, config = read_config(folder, SCHEDULERS, (names or ["scheduler_config.json"])[0])
+    check_class(config.get("_class_name"), SCHEDULERS, path, "_class_name")
+    return config

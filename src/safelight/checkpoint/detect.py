@@ -1,0 +1,330 @@
+"""What is this file? Its family and the configs of its networks, read from the names and shapes of its tensors alone.
+ Nothing here looks at a number inside a tensor. What shapes cannot tell (the number of heads, the prediction type) is
+taken from a preset that agrees in everything else, else from the family's rule, and a caller who knows better says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safelight.checkpoint import layouts
+from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
+from safelight.checkpoint.files import Tensors
+from safelight.errors import nearest
+from safelight.models import presets
+from safelight.models.autoencoder_config import SD_SCALING_FACTOR
+from safelight.models.unet_config import UNetConfig
+
+Config = dict[str, Any]
+
+# What people hand over instead of a model: a piece of a tensor's name, what it then is, what to do.
+STRANGERS = (
+    (("lora_up.", "lora_down.", "lora_A.", "lora_B.", "lora.up.", "hada_w1_a", "lokr_w1"), "a LoRA, a small change to a model",
+     "load the model that it was trained for; a LoRA is applied to a loaded model"),
+    (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet",
+     "it steers a model and is none; load the model that it was trained for"),
+    (("conditioner.embedders.", "add_embedding.linear_1."), "Stable Diffusion XL",
+     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
+    (("joint_blocks.",), "Stable Diffusion 3", "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
+    (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind",
+     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
+    (("motion_modules.",), "an AnimateDiff motion module", "load the model that it was trained for"),
+    (("ip_adapter.", "image_proj."), "an IP-Adapter", "load the model that it was trained for"),
+    (("string_to_param.", "emb_params"), "a textual inversion", "load a model, then give it this file as an embedding"),
+    (("vision_model.",), "an image encoder of CLIP, or the safety checker", "name the model itself"),
+    (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer",
+     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
+)  # fmt: skip
+CONCATENATED = {9: "-inpaint", 5: "-depth", 8: "-edit", 7: "-upscale"}  # U-Net input channels beyond the latent's 4
+HEAD_WIDTH = 64  # of SD 2's U-Net, and of every CLIP
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What a single file holds: its family, and the config of each network in diffusers' words (None: not in it)."""
+
+    family: str
+    unet: Config
+    autoencoder: Config | None
+    text_encoder: Config | None
+    text_dialect: str | None  # "clip", "clip_flat", "openclip"; or None, for none or one that is not drawn here
+    scheduler: Config | None = None  # where the file says it
+
+
+class Shapes(dict[str, tuple[int, ...]]):
+    """The shapes of a file's tensors by name, under a prefix. A name that is asked for and not there is a
+    KeyMismatch."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], path: object, prefix: str = "") -> None:
+        super().__init__({key.removeprefix(prefix): shapes[key] for key in shapes if key.startswith(prefix)})
+        self.path, self.prefix = path, prefix
+
+    def __missing__(self, key: str) -> tuple[int, ...]:
+        what = f"lacks {self.prefix + key!r}, which every model of its kind has"
+        raise KeyMismatch(what, path=self.path, key=self.prefix + key, remedy=nearest(key, self))
+
+    def under(self, prefix: str) -> "Shapes":
+        """Those whose names start with a prefix, without it."""
+        return Shapes(self, self.path, prefix)
+
+    def any(self, prefix: str) -> bool:
+        """Whether some name starts so."""
+        return any(key.startswith(prefix) for key in self)
+
+    def count(self, prefix: str) -> int:
+        """One more than the largest number that follows a prefix: how many blocks there are."""
+        numbers = [int(key[len(prefix) :].split(".")[0]) for key in self if key.startswith(prefix)]
+        if numbers and max(numbers) >= 1000:
+            what = f"numbers {max(numbers)} blocks {prefix!r}"
+            raise CorruptFile(what, path=self.path, remedy="this is no latent diffusion model")
+        return 1 + max(numbers, default=-1)
+
+
+def _told_by_shapes(config: UNetConfig) -> Config:
+    values = asdict(config)
+    return {key: values[key] for key in values.keys() - {"attention_head_dim", "sample_size"}}
+
+
+def shapes_of(file: Tensors) -> Shapes:
+    """The shapes of a file's tensors, from its header."""
+    return Shapes({key: entry.shape for key, entry in file.entries.items()}, file.path)
+
+
+def detect(file: Tensors) -> Detected:
+    """Recognise a single-file model. Raises WrongModel saying what the file is, if it is something else."""
+    shapes = shapes_of(file)
+    refuse_strangers(shapes, file.path)
+    if f"{layouts.UNET}input_blocks.0.0.weight" not in shapes:
+        raise _no_model(shapes, file.path)
+    unet = unet_config(shapes.under(layouts.UNET))
+    stage = shapes.under(layouts.FIRST_STAGE)
+    dialect = text_dialect(shapes)
+    unet, autoencoder = like_a_preset(unet, autoencoder_config(stage) if stage else None)
+    return Detected(
+        family=family(unet, has_text=dialect is not None),
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=text_config(shapes, dialect) if dialect else None,
+        text_dialect=dialect,
+    )
+
+
+def like_a_preset(unet: Config, autoencoder: Config | None) -> tuple[Config, Config | None]:
+    """Take what shapes cannot tell (heads, native size, scaling) from the first published model that agrees in the
+    rest."""
+    told = _told_by_shapes(UNetConfig.from_diffusers(unet))
+    for name, preset in presets.UNETS.items():
+        if _told_by_shapes(preset) == told:
+            unet = preset.to_diffusers()
+            if autoencoder is not None:
+                stage = presets.AUTOENCODERS[name]
+                autoencoder |= {"scaling_factor": stage.scaling_factor, "sample_size": stage.sample_size}
+            break
+    return unet, autoencoder
+
+
+def refuse_strangers(shapes: Shapes, path: object) -> None:
+    """Raise WrongModel where a tensor's name tells that this is no latent diffusion model."""
+    for marks, kind, remedy in STRANGERS:
+        for key in shapes:
+            if any(mark in key for mark in marks):
+                raise WrongModel(f"is {kind}, not a model that can draw", path=path, key=key, remedy=remedy)
+    labels = shapes.get(f"{layouts.UNET}label_emb.0.0.weight", (0, 0))
+    if labels[-1] in (2816, 2560):  # SDXL's size and crop embeddings, base and refiner
+        raise WrongModel("is Stable Diffusion XL", path=path, remedy=STRANGERS[2][2])
+
+
+def _no_model(shapes: Shapes, path: object) -> WrongModel:
+    if is_autoencoder(shapes):
+        return WrongModel(
+            "holds an autoencoder alone", path=path, remedy="load a model, and give this file as its vae="
+        )
+    if shapes.any("down_blocks.") or shapes.any("text_model."):
+        what = "holds one network of a diffusers folder"
+        return WrongModel(what, path=path, remedy="name the folder that holds model_index.json, two levels up")
+    if 0 < len(shapes) <= 2:
+        return WrongModel("holds so few tensors that it may be a textual inversion", path=path,
+                          remedy="load a model, then give it this file as an embedding")  # fmt: skip
+    what = f"holds no U-Net in the CompVis layout; its {len(shapes)} tensors are named like {next(iter(shapes), '-')!r}"
+    return WrongModel(what, path=path, remedy="name a Stable Diffusion 1 or 2 checkpoint, or a latent-diffusion one")
+
+
+def family(unet: Config, *, has_text: bool) -> str:
+    """Name the family of a U-Net: sd1, sd2 (each with -inpaint, -depth, -edit, -upscale), or ldm.
+
+    SD 2 has linear projections around its transformers. SD 1 has none, and CLIP beside it, or CLIP's width of context.
+    """
+    if "cross_attention_dim" not in unet or unet.get("_class_name") == "UNet2DModel":
+        return "ldm"
+    extra = CONCATENATED.get(unet["in_channels"], "")
+    if unet.get("use_linear_projection"):
+        return "sd2" + extra
+    return (
+        "sd1" + extra
+        if has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)
+        else "ldm"
+    )
+
+
+def unet_config(shapes: Shapes) -> Config:
+    """The diffusers config of a CompVis U-Net, names without "model.diffusion_model."."""
+    blocks = shapes.count("output_blocks.")
+    ups = [n for n in range(blocks) if _upsamples(shapes, n)]
+    per_level = ups[0] + 1 if ups else blocks  # residual blocks of a level on its way up: one more than down
+    levels = blocks // max(per_level, 1)
+    first = [1 + i * per_level for i in range(levels)]  # the first input block of each level
+    channels = [shapes[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in first]
+    places = [f"input_blocks.{n}.1." for n in first]
+    kinds = [_attention(shapes, place) for place in places]
+    by_resnet = levels > 1 and not any(".0.op." in key for key in shapes)
+    resnet = [by_resnet] * levels
+    config: Config = {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": per_level - 1,
+        # the last level does not halve, the first does not double
+        "down_block_types": list(map(_block_type, kinds, ["Down"] * levels, [*resnet[1:], False])),
+        "up_block_types": list(map(_block_type, kinds, ["Up"] * levels, [False, *resnet[1:]]))[::-1],
+        **_class_config(shapes),
+    }
+    if shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * channels[0]:
+        config["resnet_time_scale_shift"] = "scale_shift"
+    if "cross" in [*kinds, _attention(shapes, "middle_block.1.")]:
+        return config | _transformer_config(shapes, [*places, "middle_block.1."], channels)
+    return config | _plain_config(config, by_resnet)
+
+
+def _upsamples(shapes: Shapes, n: int) -> bool:
+    return any(f"output_blocks.{n}.{a}.{part}.weight" in shapes for a in (1, 2) for part in ("conv", "in_layers.0"))
+
+
+def _attention(shapes: Shapes, place: str) -> str | None:
+    if f"{place}qkv.weight" in shapes:
+        return "self"
+    return "cross" if f"{place}proj_in.weight" in shapes else None
+
+
+def _block_type(kind: str | None, way: str, by_resnet: bool) -> str:
+    if kind is None:
+        return f"Resnet{way}sampleBlock2D" if by_resnet else f"{way}Block2D"
+    return f"{'CrossAttn' if kind == 'cross' else 'Attn'}{way}Block2D"
+
+
+def _class_config(shapes: Shapes) -> Config:
+    if "label_emb.weight" in shapes:
+        return {"num_class_embeds": shapes["label_emb.weight"][0]}
+    if "label_emb.0.0.weight" in shapes:
+        width = shapes["label_emb.0.0.weight"][1]
+        return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
+    return {}
+
+
+def _transformer_config(shapes: Shapes, places: list[str], channels: list[int]) -> Config:
+    """What SpatialTransformers add. SD 2 (linear projections) has heads 64 wide; SD 1 has 8 of them."""
+    place = next(p for p in places if f"{p}proj_in.weight" in shapes)
+    linear = len(shapes[f"{place}proj_in.weight"]) == 2
+    context = shapes[f"{place}transformer_blocks.0.attn2.to_k.weight"][1]
+    depth = sum(f"{place}transformer_blocks.{d}.norm1.weight" in shapes for d in range(100))
+    looks_out = [shapes.get(f"{p}transformer_blocks.0.attn1.to_k.weight", (0, c))[1] != c
+                 for p, c in zip(places, channels, strict=False)]  # fmt: skip
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "cross_attention_dim": context,
+        "use_linear_projection": linear,
+        "transformer_layers_per_block": depth,
+        "attention_head_dim": [max(c // HEAD_WIDTH, 1) for c in channels] if linear else 8,
+        **({"only_cross_attention": looks_out} if any(looks_out) else {}),
+    }
+
+
+def _plain_config(config: Config, by_resnet: bool) -> Config:
+    """What a U-Net without context needs beside: diffusers' UNet2DModel, with LDM's heads of 32 channels."""
+    scale_shift = "resnet_time_scale_shift" in config
+    return {
+        "_class_name": "UNet2DModel",
+        "mid_block_type": "UNetMidBlock2D",
+        "attention_head_dim": 32,
+        **({"downsample_type": "resnet", "upsample_type": "resnet"} if by_resnet else {}),
+        **({"attn_norm_num_groups": 32} if scale_shift else {}),
+    }
+
+
+def is_autoencoder(shapes: Shapes) -> bool:
+    """Whether these are the tensors of an autoencoder, in CompVis' names or in diffusers'."""
+    return "encoder.conv_in.weight" in shapes and "decoder.conv_out.weight" in shapes
+
+
+# How the first stage's places are called: CompVis, diffusers (new and old).
+STAGE_WORDS = (
+    ("down", "block", "attn", "mid.attn_1"),
+    ("down_blocks", "resnets", "attentions", "mid_block.attentions.0"),
+)
+
+
+def autoencoder_config(shapes: Shapes) -> Config:
+    """The diffusers config of a first stage, KL or VQ, in CompVis' names (without "first_stage_model.") or
+    diffusers'."""
+    down, block, attn, middle = STAGE_WORDS[shapes.any("encoder.down_blocks.")]
+    levels = shapes.count(f"encoder.{down}.")
+    attends = [shapes.any(f"encoder.{down}.{i}.{attn}.0.") for i in range(levels)]
+    latent = shapes["decoder.conv_in.weight"][1]
+    config: Config = {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "block_out_channels": [shapes[f"encoder.{down}.{i}.{block}.0.conv1.weight"][0] for i in range(levels)],
+        "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
+        "up_block_types": ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
+        "layers_per_block": sum(f"encoder.{down}.0.{block}.{j}.norm1.weight" in shapes for j in range(100)),
+        "latent_channels": latent,
+        "mid_block_add_attention": shapes.any(f"encoder.{middle}."),
+    }
+    if codebook := shapes.get("quantize.embedding.weight"):
+        width = codebook[1] if codebook[1] != latent else None
+        vq = {"num_vq_embeddings": codebook[0], "vq_embed_dim": width, "scaling_factor": 1.0}
+        return {"_class_name": "VQModel", **config, **vq}
+    quant = {"use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes}
+    scale = SD_SCALING_FACTOR if latent == 4 else 1.0
+    return {"_class_name": "AutoencoderKL", **config, **quant, "scaling_factor": scale}
+
+
+def text_dialect(shapes: Shapes) -> str | None:
+    """Which names the text encoder of a single file has; None where it has none that is drawn here (LDM's BERT)."""
+    if f"{layouts.CLIP}text_model.embeddings.token_embedding.weight" in shapes:
+        return "clip"
+    if f"{layouts.CLIP}embeddings.token_embedding.weight" in shapes:
+        return "clip_flat"
+    return "openclip" if f"{layouts.OPENCLIP}token_embedding.weight" in shapes else None
+
+
+def text_config(shapes: Shapes, dialect: str) -> Config:
+    """The transformers config of a single file's text encoder.
+
+    OpenCLIP's last block is left out, as in every SD 2 model: the U-Net reads the penultimate layer. A file without
+    text_projection has left it out already.
+    """
+    if dialect == "openclip":
+        inner, token, position = shapes.under(layouts.OPENCLIP), "token_embedding.weight", "positional_embedding"
+        blocks, fc1, activation = "transformer.resblocks.", "mlp.c_fc.weight", "gelu"
+    else:
+        inner = shapes.under(layouts.CLIP + ("text_model." if dialect == "clip" else ""))
+        token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
+        blocks, fc1, activation = "encoder.layers.", "mlp.fc1.weight", "quick_gelu"
+    layers = inner.count(blocks)
+    left_out = dialect == "openclip" and (layers == 24 or "text_projection" in inner)
+    vocabulary, width = inner[token]
+    return {
+        "architectures": ["CLIPTextModel"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": inner[f"{blocks}0.{fc1}"][0],
+        "num_hidden_layers": layers - left_out,
+        "num_attention_heads": max(width // HEAD_WIDTH, 1),
+        "max_position_embeddings": inner[position][0],
+        "hidden_act": activation,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": 0 if dialect == "openclip" else vocabulary - 1,
+    }

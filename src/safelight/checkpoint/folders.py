@@ -1,0 +1,75 @@
+"""A diffusers folder -> parts: model_index.json, and one folder for each of unet, vae, text_encoder, tokenizer,
+scheduler."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from safelight.checkpoint import configs, layouts
+from safelight.checkpoint.build import Plan, on_meta
+from safelight.checkpoint.detect import family
+from safelight.checkpoint.files import open_weights
+from safelight.checkpoint.parts import Parts
+from safelight.errors import CheckpointError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import TextEncoder
+from safelight.models.unet import UNet
+from safelight.text.tokenizer import Tokenizer
+
+
+def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | None, **options: Any) -> Parts:
+    """Load a whole folder. All configs and all headers are read and checked before the first tensor is."""
+    index = configs.model_index(path)
+    has = {part: bool((index.get(part) or [None, None])[1]) for part in configs.PARTS}
+    stage = "vae" if has["vae"] else "vqvae"
+    if not has["unet"] or not (has[stage] or autoencoder):
+        raise CheckpointError(
+            "lists no U-Net, or no autoencoder", path=path / "model_index.json", remedy="download it again"
+        )
+    scheduler = configs.scheduler(path / "scheduler") if has["scheduler"] else {}
+    tokenizer = Tokenizer.load(path / "tokenizer") if has["tokenizer"] else None
+    unet = plan_unet(path / "unet", variant)
+    text_encoder = plan_text_encoder(path / "text_encoder", variant) if has["text_encoder"] else None
+    first_stage = None if autoencoder else plan_autoencoder(path / stage, variant)
+    return Parts(
+        unet=unet.fill(**options),
+        autoencoder=first_stage.fill(**options) if first_stage else cast(Autoencoder, autoencoder),
+        text_encoder=text_encoder.fill(**options) if text_encoder else None,
+        tokenizer=tokenizer,
+        scheduler_config=scheduler,
+        family=family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
+        source=str(path),
+    )
+
+
+def plan_unet(folder: Path, variant: str | None = None) -> Plan[UNet]:
+    """Plan the U-Net of a folder that holds its config.json and weights."""
+    config = configs.unet(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: UNet(config))
+    file = open_weights(folder, variant)
+    return Plan(network, file, layouts.diffusers_layout(network.state_dict(), file.entries))
+
+
+def plan_autoencoder(folder: Path, variant: str | None = None) -> Plan[Autoencoder]:
+    """Plan the autoencoder of a folder that holds its config.json and weights, in diffusers' names, old or new."""
+    config = configs.autoencoder(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: Autoencoder(config))
+    file = open_weights(folder, variant)
+    return Plan(network, file, layouts.diffusers_layout(network.state_dict(), file.entries))
+
+
+def plan_text_encoder(folder: Path, variant: str | None = None) -> Plan[TextEncoder]:
+    """Plan the text encoder of a folder; its names may lack "text_model.", as transformers 5 writes them."""
+    config = configs.text_encoder(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: TextEncoder(config))
+    file = open_weights(folder, variant)
+    flat = not any(key.startswith("text_model.") for key in file)
+    buffers = [key for key in file if layouts.is_position_ids(key)]
+    return Plan(network, file, layouts.clip_layout(network.state_dict(), flat=flat), buffers)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder holds a diffusers model."""
+    return (path / "model_index.json").is_file()

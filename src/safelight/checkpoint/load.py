@@ -1,0 +1,151 @@
+"""`load_parts(name)`: a folder, a single file or a hub id becomes `Parts`."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safelight.checkpoint.files import SUFFIXES
+from safelight.checkpoint.folders import is_model_folder, load_folder, plan_autoencoder, plan_text_encoder, plan_unet
+from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.single import load_autoencoder_file, load_single
+from safelight.errors import CheckpointError, InputError, nearest
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import TextEncoder
+from safelight.models.presets import SD2_BASE, SD2_V
+from safelight.models.unet import UNet
+
+__all__ = ["Parts", "load_autoencoder", "load_parts", "load_text_encoder", "load_unet"]
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILE = re.compile(rf"{HUB_ID.pattern}/[\w./-]+")
+# v2-1_768-ema-pruned and v2-768 stopped at other steps; 512-base-ema at this one. diffusers goes by it too.
+SD2_BASE_STEP = "875000"
+
+
+def load_parts(
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    ema: bool | None = None,
+    prediction_type: str | None = None,
+    vae: str | Path | None = None,
+    local_files_only: bool = False,
+    check_finite: bool = True,
+) -> Parts:
+    """Load the parts of a model.
+
+    Args:
+        name: a diffusers folder, a single file (.safetensors, .ckpt, ...), or a hub id "owner/model". device: where the
+        networks go. dtype: their precision; None keeps each file's own. variant: the tag in a folder's file names, such
+        as "fp16". revision: of a hub id: a branch, tag or commit. It is resolved once, so that one snapshot is read.
+        ema: of a single file that holds both: the moving average (True) or the weights themselves (False). None does
+        what
+            the model's original scripts do: the average for the LDM family, the weights for Stable Diffusion.
+        prediction_type: "epsilon", "v_prediction" or "sample", for a model that does not say; it overrules one that
+        does. vae: a folder or file to take the autoencoder from instead. local_files_only: look a hub id up in the
+        cache alone (as HF_HUB_OFFLINE=1 does). check_finite: refuse weights with NaN or infinity; one pass over all of
+        them.
+
+    Raises:
+        CheckpointError: in its kinds (`checkpoint.errors`), naming file, tensor and remedy. Nothing is half-loaded.
+        InputError: an unknown prediction_type, or ema= for a folder.
+    """
+    if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
+        raise InputError(f"prediction_type={prediction_type!r}", remedy=nearest(prediction_type, PREDICTION_TYPES))
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "check_finite": check_finite}
+    path = locate(name, variant=variant, revision=revision, local_files_only=local_files_only)
+    autoencoder = None
+    if vae is not None:
+        autoencoder = load_autoencoder(vae, variant=variant, local_files_only=local_files_only, **options)
+    if path.is_dir():
+        if ema is not None:
+            raise InputError("ema= chooses within a single file; a folder holds one set of weights",
+                             remedy='leave it out; some folders have variant="non_ema"')  # fmt: skip
+        parts = load_folder(path, variant=variant, autoencoder=autoencoder, **options)
+    else:
+        parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
+    return with_prediction(parts, prediction_type, path)
+
+
+def locate(
+    name: str | Path, *, variant: str | None = None, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Find a model: an existing path, else a hub id, which is downloaded or found in the cache."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    text = str(name)
+    is_path = isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text
+    if not is_path and ((HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES) or HUB_FILE.fullmatch(text)):
+        from safelight.checkpoint.hub import fetch
+
+        return fetch(text, variant=variant, revision=revision, local_files_only=local_files_only)
+    siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    remedy = nearest(path.name, siblings) if siblings else "give a folder, a file, or a hub id such as owner/model"
+    raise CheckpointError("no such file or folder", path=path, remedy=remedy)
+
+
+def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:
+    """Settle what the U-Net predicts: the user, the config, the family, the training step, a probe, in this order."""
+    said = parts.scheduler_config.get("prediction_type")
+    if asked is None and said is not None and said not in PREDICTION_TYPES:
+        raise CheckpointError(f"its scheduler's prediction_type is {said!r}", path=path, key="prediction_type",
+                              remedy=f"{nearest(str(said), PREDICTION_TYPES)} Or give prediction_type=")  # fmt: skip
+    decided, source = (asked, "user") if asked else (said, "config") if said else _guess(parts, path)
+    scheduler = {**parts.scheduler_config, "prediction_type": decided}
+    config = parts.unet.config
+    if path.is_file() and parts.family == "sd2" and decided == "v_prediction" and config == SD2_BASE:
+        parts.unet.config = SD2_V  # the same network, trained at 768 pixels
+    return replace(parts, prediction_type=decided, prediction_from=source, scheduler_config=scheduler)
+
+
+def _guess(parts: Parts, path: Path) -> tuple[str, str]:
+    """Only plain SD 2 comes in both kinds without saying which."""
+    if path.is_dir() or parts.family != "sd2":
+        return "epsilon", "family"
+    from safelight.checkpoint.probe import probe
+
+    context = None
+    if parts.text_encoder is not None and parts.tokenizer is not None:
+        ids = torch.tensor([parts.tokenizer.ids("")], device=parts.unet.conv_in.weight.device)
+        with torch.no_grad():
+            context = parts.text_encoder(ids).last_hidden_state
+    if (answer := probe(parts.unet, context)) is not None:
+        return answer, "probe"
+    return "epsilon", "family"
+
+
+def load_unet(name: str | Path, *, variant: str | None = None, **options: Any) -> UNet:
+    """Load the U-Net of a model's folder, or of the folder `unet` itself. `options`: device, dtype, check_finite."""
+    return plan_unet(_inner(Path(name), "unet"), variant).fill(**options)
+
+
+def load_text_encoder(name: str | Path, *, variant: str | None = None, **options: Any) -> TextEncoder:
+    """Load the text encoder of a model's folder, or of the folder `text_encoder` itself."""
+    return plan_text_encoder(_inner(Path(name), "text_encoder"), variant).fill(**options)
+
+
+def load_autoencoder(
+    name: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    **options: Any,
+) -> Autoencoder:
+    """Load an autoencoder: from its own folder or file, a model's folder or file, or a hub id."""
+    path = locate(name, variant=variant, revision=revision, local_files_only=local_files_only)
+    if path.is_file():
+        return load_autoencoder_file(path, **options)
+    return plan_autoencoder(_inner(path, "vae" if (path / "vae").is_dir() else "vqvae"), variant).fill(**options)
+
+
+def _inner(path: Path, part: str) -> Path:
+    return path / part if is_model_folder(path) else path

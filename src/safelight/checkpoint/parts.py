@@ -1,0 +1,34 @@
+"""`Parts`: what a model's files hold, loaded. The pipeline makes a `LatentDiffusion` of it; `save` writes it back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import TextEncoder
+from safelight.models.unet import UNet
+from safelight.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of a model.
+
+    `scheduler_config` is the content of diffusers' scheduler_config.json, plain data. `prediction_type` is "epsilon",
+    "v_prediction" or "sample"; `prediction_from` says who said so: "user", "config", "family", "global_step", "probe".
+    `extra` holds a single file's tensors that no network here has (OpenCLIP's last block, LDM's BERT), under their
+    names in the file, so that they can be written again; they stay in the file until then.
+    """
+
+    unet: UNet
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder | None = None
+    tokenizer: Tokenizer | None = None
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    prediction_type: str = "epsilon"
+    prediction_from: str = "family"
+    family: str = "custom"
+    source: str = ""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,177 @@
+"""`Parts` -> a diffusers folder, or a single file in the CompVis layout. Whole or not at all; bit for bit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.checkpoint import layouts
+from safelight.checkpoint.detect import Detected
+from safelight.checkpoint.folders import is_model_folder
+from safelight.checkpoint.keymap import KeyMap
+from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.single import METADATA, text_keymap, unet_keymap
+from safelight.checkpoint.writing import (
+    Outgoing,
+    outgoing,
+    replacing_folder,
+    write_json,
+    write_safetensors,
+    write_weights,
+)
+from safelight.errors import CheckpointError, InputError
+
+PIPELINES = {"-inpaint": "StableDiffusionInpaintPipeline", "-depth": "StableDiffusionDepth2ImgPipeline",
+             "-edit": "StableDiffusionInstructPix2PixPipeline", "-upscale": "StableDiffusionUpscalePipeline"}  # fmt: skip
+SINGLE_SUFFIXES = {".safetensors"}
+PICKLED = {".ckpt", ".pt", ".pth", ".bin"}
+
+
+def save_folder(
+    parts: Parts, path: str | Path, *, variant: str | None = None, max_shard_size: int | None = None
+) -> None:
+    """Write a model as the folder that diffusers reads and writes.
+
+    `variant` goes into the file names ("fp16"); weights beyond `max_shard_size` bytes are cut into shards. The dtype of
+    each network is kept. `parts.extra` has no place in a folder and is left out. Raises CheckpointError where `path`
+    holds anything but a model, or the disk refuses; then nothing has changed.
+    """
+    with replacing_folder(Path(path), is_ours=is_model_folder) as folder:
+        write = partial(_write_network, variant=variant, max_shard_size=max_shard_size)
+        write(folder / "unet", parts.unet, parts.unet.config.to_diffusers(), "diffusion_pytorch_model")
+        kind = parts.autoencoder.config.to_diffusers()
+        write(folder / _stage(parts), parts.autoencoder, kind, "diffusion_pytorch_model")
+        if parts.text_encoder is not None:
+            write(folder / "text_encoder", parts.text_encoder, parts.text_encoder.config.to_transformers(), "model")
+        if parts.tokenizer is not None:
+            parts.tokenizer.save(folder / "tokenizer")
+        if parts.scheduler_config:
+            (folder / "scheduler").mkdir()
+            write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler_config))
+        write_json(folder / "model_index.json", model_index(parts))
+
+
+def _stage(parts: Parts) -> str:
+    return "vqvae" if parts.family == "ldm" and parts.autoencoder.config.num_vq_embeddings else "vae"
+
+
+def _write_network(folder: Path, network: nn.Module, config: Mapping[str, Any], stem: str, **options: Any) -> None:
+    folder.mkdir()
+    write_json(folder / "config.json", config)
+    write_weights(folder, stem, outgoing(network.state_dict()), **options)
+
+
+def model_index(parts: Parts) -> dict[str, Any]:
+    """diffusers' model_index.json: which class loads each part."""
+    extra = next((name for end, name in PIPELINES.items() if parts.family.endswith(end)), "StableDiffusionPipeline")
+    ldm = "LDMPipeline" if parts.text_encoder is None else extra
+    index: dict[str, Any] = {
+        "_class_name": ldm if parts.family == "ldm" else extra,
+        "_diffusers_version": "0.40.0",  # a version that knows every field written here
+        "unet": ["diffusers", parts.unet.config.to_diffusers()["_class_name"]],
+        _stage(parts): ["diffusers", parts.autoencoder.config.kind],
+    }
+    if parts.scheduler_config:
+        index["scheduler"] = ["diffusers", parts.scheduler_config["_class_name"]]
+    if parts.tokenizer is not None:
+        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    if parts.text_encoder is not None:
+        index["text_encoder"] = ["transformers", parts.text_encoder.config.to_transformers()["architectures"][0]]
+    if index["_class_name"].startswith("StableDiffusion"):
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    return index
+
+
+def save_single_file(parts: Parts, path: str | Path) -> None:
+    """Write a model as one .safetensors file in the CompVis layout (for SD 1 the 1,131 tensors of the original).
+
+    Configs go into the file's metadata, so that what shapes cannot tell is read back. A text encoder with GELU (SD 2)
+    is written in OpenCLIP's names; its last block, its projection and its logit_scale are written where `parts.extra`
+    still has them from the file they came from, and cannot be made up where it has not. Pickles are not written:
+    InputError.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        what = f"{path.name}: single files are written as .safetensors"
+        raise InputError(what, remedy="a pickle can run code when it is opened; name the file .safetensors")
+    if path.is_dir():
+        raise CheckpointError("is a folder", path=path, remedy="name a file in it")
+    if not path.parent.is_dir():
+        raise CheckpointError("its folder does not exist", path=path, remedy=f"make {path.parent} first")
+    write_safetensors(path, single_file_tensors(parts), {"format": "pt", **metadata(parts)})
+
+
+def single_file_tensors(parts: Parts) -> dict[str, Outgoing]:
+    """The tensors of the single file, each made when its turn comes."""
+    stage = layouts.first_stage_layout(parts.autoencoder.state_dict()).under(layouts.FIRST_STAGE)
+    tensors = _renamed(parts.unet, unet_keymap(parts.unet)) | _renamed(parts.autoencoder, stage)
+    if parts.text_encoder is not None:
+        dialect = text_dialect(parts)
+        tensors |= _renamed(parts.text_encoder, text_keymap(parts.text_encoder, dialect))
+        if dialect == "clip":
+            positions = torch.arange(parts.text_encoder.config.max_position_embeddings)[None]
+            tensors |= outgoing({f"{layouts.CLIP}text_model.embeddings.position_ids": positions})
+    return tensors | outgoing({key: tensor for key, tensor in parts.extra.items() if key not in tensors})
+
+
+def text_dialect(parts: Parts) -> str | None:
+    """Which names the text encoder has in a single file: OpenCLIP's where its activation is OpenCLIP's."""
+    if parts.text_encoder is None:
+        return None
+    return "openclip" if parts.text_encoder.config.hidden_act == "gelu" else "clip"
+
+
+def _renamed(network: nn.Module, keymap: KeyMap) -> dict[str, Outgoing]:
+    state = network.state_dict()
+    tensors = {}
+    for link in keymap.links:
+        ours = [state[name] for name in link.ours]
+        shape = tuple(link.transform.merge([tensor.to("meta") for tensor in ours]).shape)
+        tensors[link.theirs] = Outgoing(ours[0].dtype, shape, partial(link.transform.merge, ours))
+    return tensors
+
+
+def metadata(parts: Parts) -> dict[str, str]:
+    """The metadata of a single file: the configs for Safelight, and ModelSpec's words for everyone else."""
+    text = parts.text_encoder
+    found = Detected(
+        family=parts.family,
+        unet=parts.unet.config.to_diffusers(),
+        autoencoder=parts.autoencoder.config.to_diffusers(),
+        text_encoder=None if text is None else text.config.to_transformers(),
+        text_dialect=text_dialect(parts),
+        scheduler=dict(parts.scheduler_config),
+    )
+    kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
+    return {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    variant: str | None = None,
+    max_shard_size: int | None = None,
+    **options: Any,
+) -> Parts:
+    """Turn a folder into a single file, or a single file (or hub id) into a folder, by the target's name; return the
+    parts.
+
+    `options` are those of `load_parts`. A target that ends in .safetensors is a single file; any other name is a
+    folder. The numbers are copied bit for bit unless `dtype` asks for others.
+    """
+    target = Path(target)
+    if target.suffix in PICKLED:
+        raise InputError(f"{target.name}: pickles are not written", remedy="name the target .safetensors, or a folder")
+    parts = load_parts(source, **options)
+    if target.suffix == ".safetensors":
+        save_single_file(parts, target)
+    else:
+        save_folder(parts, target, variant=variant, max_shard_size=max_shard_size)
+    return parts

@@ -1,0 +1,216 @@
+"""A single file in the CompVis layout -> parts: SD 1, SD 2, their inpainting and depth models, and the LDM family."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from safelight.checkpoint import layouts
+from safelight.checkpoint.build import Plan, on_meta
+from safelight.checkpoint.configs import naming
+from safelight.checkpoint.detect import Detected, autoencoder_config, detect, is_autoencoder, shapes_of
+from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
+from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.keymap import KeyMap
+from safelight.checkpoint.parts import Parts
+from safelight.errors import CheckpointError, MissingPartError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.autoencoder_config import AutoencoderConfig
+from safelight.models.clip import TextConfig, TextEncoder
+from safelight.models.unet import UNet
+from safelight.models.unet_config import UNetConfig
+from safelight.text.tokenizer import Tokenizer
+
+METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
+SD_BETAS = (0.00085, 0.012)
+LDM_BETAS = (0.0015, 0.0195)
+SD2_PAD = "!"  # token 0: open_clip fills up with zeros
+
+
+def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None, **options: Any) -> Parts:
+    """Load a single-file model. All names and shapes are checked before the first tensor is read."""
+    whole = open_file(path)
+    with naming(path):
+        found = remembered(whole) or detect(whole)
+    file = averaged(whole) if wants_average(whole, found.family, ema) else whole
+    unet = plan_unet(file, found)
+    stage = None if autoencoder else plan_first_stage(file, found)
+    text_encoder = plan_text_encoder(file, found)
+    extra = leftovers(file, [plan for plan in (unet, stage, text_encoder) if plan])
+    return Parts(
+        unet=unet.fill(**options),
+        autoencoder=stage.fill(**options) if stage else cast(Autoencoder, autoencoder),
+        text_encoder=text_encoder.fill(**options) if text_encoder else None,
+        tokenizer=tokenizer(found.text_dialect),
+        scheduler_config=found.scheduler or scheduler_config(whole, found.family),
+        family=found.family,
+        source=str(path),
+        extra=extra,
+    )
+
+
+def remembered(file: Tensors) -> Detected | None:
+    """What Safelight noted in the file's metadata when it wrote it: configs that shapes cannot tell, such as heads."""
+    text = file.metadata.get(METADATA)
+    if text is None:
+        return None
+    try:
+        note = json.loads(text)
+        return Detected(**{field.name: note[field.name] for field in fields(Detected)})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"its metadata entry {METADATA!r} is malformed ({type(error).__name__}: {error})"
+        raise CorruptFile(
+            what, path=file.path, key=METADATA, remedy="remove that entry, or use another copy"
+        ) from error
+
+
+def wants_average(file: Tensors, family: str, ema: bool | None) -> bool:
+    """Whether to take the moving average of the U-Net's weights.
+
+    Left open, the originals decide: CompVis' latent-diffusion scripts draw with the average, the scripts of Stable
+    Diffusion (`use_ema: False`), diffusers and AUTOMATIC1111 with the weights themselves.
+    """
+    if ema is None:
+        return family == "ldm" and any(key.startswith(layouts.EMA + "diffusion_model") for key in file)
+    return ema
+
+
+def averaged(file: Tensors) -> Tensors:
+    """The file with the U-Net's weights replaced by their moving averages. Raises CheckpointError where some are
+    missing."""
+    pairs = dict(layouts.ema_names(file.entries))
+    lacking = [key for key in file if key.startswith(layouts.UNET) and key not in pairs]
+    if lacking:
+        what = f"holds no moving average of {len(lacking)} weights, such as {lacking[0]!r}"
+        raise CheckpointError(what, path=file.path, key=lacking[0], remedy="load it with ema=False")
+    entries = {key: file.entries[pairs.get(key, key)] for key in file}
+    return Tensors(file.path, entries, file.metadata)
+
+
+def plan_unet(file: Tensors, found: Detected) -> Plan[UNet]:
+    """Plan the U-Net."""
+    with naming(file.path):
+        config = UNetConfig.from_diffusers(found.unet)
+        network = on_meta(lambda: UNet(config))
+        keymap = unet_keymap(network)
+    return _plan(network, file, keymap, layouts.UNET)
+
+
+def unet_keymap(network: UNet) -> KeyMap:
+    """The CompVis names of a U-Net's parameters, with the prefix of a single file."""
+    config = network.config
+    return layouts.unet_layout(
+        network.state_dict(),
+        down_heads=[level.heads for level in config.down],
+        mid_heads=config.mid.heads if config.mid else 1,
+        up_heads=[level.heads for level in config.up],
+    ).under(layouts.UNET)
+
+
+def plan_first_stage(file: Tensors, found: Detected) -> Plan[Autoencoder]:
+    """Plan the autoencoder. Raises MissingPartError where the file has none."""
+    if found.autoencoder is None:
+        raise MissingPartError(f"{file.path} holds no autoencoder", remedy="give one with vae=, a file or a folder")
+    config = dict(found.autoencoder)
+    if "scale_factor" in file:  # scale_by_std: the one over the standard deviation that training began with
+        config["scaling_factor"] = float(file["scale_factor"].reshape(()))
+    with naming(file.path):
+        network = on_meta(lambda: Autoencoder(AutoencoderConfig.from_diffusers(config)))
+        keymap = layouts.first_stage_layout(network.state_dict()).under(layouts.FIRST_STAGE)
+    return _plan(network, file, keymap, layouts.FIRST_STAGE)
+
+
+def plan_text_encoder(file: Tensors, found: Detected) -> Plan[TextEncoder] | None:
+    """Plan the text encoder, if the file has one that is drawn here."""
+    if found.text_encoder is None:
+        return None
+    with naming(file.path):
+        network = on_meta(lambda: TextEncoder(TextConfig.from_transformers(found.text_encoder or {})))
+        keymap = text_keymap(network, found.text_dialect)
+    prefix = (
+        f"{layouts.CLIP}text_model." if found.text_dialect == "clip" else ""
+    )  # beside it, other tensors are `extra`
+    return _plan(network, file, keymap, prefix)
+
+
+def text_keymap(network: TextEncoder, dialect: str | None) -> KeyMap:
+    """The names of a text encoder's parameters in a single file."""
+    ours = network.state_dict()
+    if dialect == "openclip":
+        return layouts.openclip_layout(ours).under(layouts.OPENCLIP)
+    return layouts.clip_layout(ours, flat=dialect == "clip_flat").under(layouts.CLIP)
+
+
+def _plan(network: Any, file: Tensors, keymap: KeyMap, prefix: str) -> Plan[Any]:
+    """Plan a network that owns all names that start with `prefix`, but for training's leavings; "" owns its own
+    alone."""
+    owned = {
+        key: entry
+        for key, entry in file.entries.items()
+        if key in keymap.by_theirs or (prefix and key.startswith(prefix) and not _is_leaving(key))
+    }
+    return Plan(network, Tensors(file.path, owned, file.metadata), keymap)
+
+
+def _is_leaving(key: str) -> bool:
+    return layouts.is_bookkeeping(key) or layouts.is_position_ids(key)
+
+
+def leftovers(file: Tensors, plans: list[Plan[Any]]) -> Tensors:
+    """The conditioning tensors that no network here has. Any other tensor without a home is a KeyMismatch."""
+    homes = set().union(*(plan.keymap.by_theirs for plan in plans))
+    rest = [key for key in file if key not in homes and not _is_leaving(key)]
+    strange = [key for key in rest if not key.startswith((layouts.COND_STAGE, layouts.FIRST_STAGE))]
+    if strange:
+        what = f"holds {len(strange)} tensors that belong to no network, such as {strange[0]!r}"
+        remedy = "another model may have been merged into it; use the model's original file"
+        raise KeyMismatch(what, path=file.path, key=strange[0], remedy=remedy)
+    return file.renamed({key: key for key in rest if key.startswith(layouts.COND_STAGE)})
+
+
+def tokenizer(dialect: str | None) -> Tokenizer | None:
+    """CLIP's tokenizer, from the package: single files carry none."""
+    if dialect is None:
+        return None
+    return Tokenizer.clip(pad_token=SD2_PAD) if dialect == "openclip" else Tokenizer.clip()
+
+
+def scheduler_config(file: Tensors, family: str) -> dict[str, Any]:
+    """diffusers' scheduler_config for a CompVis model: its own betas if it carries them, else its family's."""
+    start, end = LDM_BETAS if family == "ldm" else SD_BETAS
+    config: dict[str, Any] = {
+        "_class_name": "PNDMScheduler" if family.startswith("sd1") else "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        **({"skip_prk_steps": True} if family.startswith("sd1") else {"clip_sample": False}),
+    }
+    if "betas" in file:
+        betas = file["betas"].double()
+        start, end = round(float(betas[0]), 8), round(float(betas[-1]), 8)
+        config["num_train_timesteps"] = len(betas)
+        line = torch.linspace(start**0.5, end**0.5, len(betas), dtype=torch.float64) ** 2
+        if not torch.allclose(betas, line, rtol=1e-5, atol=0):
+            config |= {"trained_betas": betas.tolist()}
+    return {**config, "beta_start": start, "beta_end": end}
+
+
+def load_autoencoder_file(path: Path, **options: Any) -> Autoencoder:
+    """Load an autoencoder from a file of its own, or out of a whole model; CompVis' names or diffusers'."""
+    file = open_file(path)
+    prefix = layouts.FIRST_STAGE if any(key.startswith(layouts.FIRST_STAGE) for key in file) else ""
+    inner = file.under(prefix)
+    if not is_autoencoder(shapes_of(inner)):
+        raise WrongModel(
+            "holds no autoencoder", path=path, remedy="a VAE file holds encoder.conv_in.weight and its like"
+        )
+    with naming(path):
+        network = on_meta(lambda: Autoencoder(AutoencoderConfig.from_diffusers(autoencoder_config(shapes_of(inner)))))
+    ours = network.state_dict()
+    compvis = "encoder.mid.block_1.norm1.weight" in inner
+    keymap = layouts.first_stage_layout(ours) if compvis else layouts.diffusers_layout(ours, inner.entries)
+    known = [key for key in inner if layouts.is_bookkeeping(key)]
+    return Plan(network, inner, keymap, known).fill(**options)
