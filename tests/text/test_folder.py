@@ -51,8 +51,13 @@ def test_what_is_saved_reads_back_everywhere(folder, strings, tmp_path, dropped)
     theirs = CLIPTokenizer.from_pretrained(tmp_path / "ours")
     assert theirs.model_max_length == 77
     assert_equal(ours, theirs, TELLING + strings[:100])
-    assert_equal(ours, AutoTokenizer.from_pretrained(tmp_path / "ours"), TELLING)
     assert_equal(Tokenizer.load(tmp_path / "ours"), theirs, TELLING)
+
+
+def test_what_is_saved_is_found_by_autotokenizer(tmp_path):
+    ours = Tokenizer.clip(pad_token="!").add_tokens(["<birb>", "birbstyle"])
+    ours.save(tmp_path)
+    assert_equal(ours, AutoTokenizer.from_pretrained(tmp_path), [*TELLING, "birbstyles in birbstyle"])
 
 
 def test_the_old_files_alone_tell_the_same(tmp_path):

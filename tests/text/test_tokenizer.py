@@ -187,14 +187,14 @@ def test_added_names_stand_for_their_ids():
     assert tokenizer.encode("a <BIRB>x") == [320, 49408, 49409, 343]
     assert tokenizer.encode("<birb> <birb>_1") == [49408, 49409]  # written out already, as diffusers writes it
     assert tokenizer.encode("birbstyle") == [49410] and 49410 not in tokenizer.encode("birbstyles")
-    assert tokenizer.pieces([49408, 49410]) == ["<birb>", "birbstyle"]
+    assert tokenizer.pieces([49408, 49410]) == ["<Birb>", "birbstyle"]
     assert tokenizer.add_tokens(["<x>"]).encode("<x>") == [49411]
     openai = Tokenizer.clip(clean="openai").add_tokens(["<Birb>"])
     assert openai.encode("A <Birb>") == [320, 49408]
 
 
 def test_added_names_must_be_new():
-    for tokens in (["cat</w>"], ["<x>", "<x>"], ["<|endoftext|>"]):
+    for tokens in (["cat</w>"], ["<x>", "<X>"], ["<|endoftext|>"]):
         with pytest.raises(InputError, match="in the vocabulary already"):
             CLIP.add_tokens(tokens)
     with pytest.raises(InputError, match="must have a name"):

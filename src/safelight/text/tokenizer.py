@@ -102,7 +102,7 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """Count the ids, added tokens included: the rows that a text encoder's token table must have."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        return max(self._names) + 1
 
     @property
     def special_tokens(self) -> tuple[str, str, str, str]:
@@ -184,9 +184,8 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         r"""Give the readable piece of each id: "cat</w>", "caf" and "é</w>"; bytes that are no character as "\xe9"."""
         self._check(ids)
-        names = {token.content for token in self.added}
-        found = [self._backend.id_to_token(i) or "" for i in ids]
-        return [piece if piece in names else _readable(piece) for piece in found]
+        added = {token.content for token in self.added}
+        return [piece if piece in added else _readable(piece) for piece in (self._names[i] for i in ids)]
 
     def add_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
         """Give a tokenizer with new tokens, such as "<birb-style>", behind the last id. Upper and lower case are one.
@@ -194,12 +193,13 @@ class Tokenizer:
         A name that begins or ends with a letter or digit only matches as a whole word ("bar" not within "barn"). Raises
         InputError if a token is empty, given twice or there already.
         """
-        known = self._backend.get_vocab()
+        known = {*self.vocabulary.ids, *(token.content.lower() for token in self.added)}
         for token in tokens:
             if not token.strip():
                 raise InputError("a token must have a name", remedy="give something like '<my-style>'")
-            if token in known or list(tokens).count(token) > 1:
+            if token.lower() in known:
                 raise InputError(f"the token {token!r} is in the vocabulary already", remedy="give it another name")
+            known.add(token.lower())
         new = [
             AddedToken(token, special=False, normalized=True, single_word=token[0].isalnum() or token[-1].isalnum())
             for token in tokens
@@ -214,6 +214,10 @@ class Tokenizer:
             added = tuple(token for token in added if not token.special or token.content in frame)
         return self.vocabulary.backend(unk_token=self.unk_token, clean=self.clean, added=added)
 
+    @cached_property
+    def _names(self) -> Mapping[int, str]:
+        return {i: piece for piece, i in self._backend.get_vocab().items()}
+
     def _expand(self, ids: list[int]) -> list[int]:
         """Write out the runs, except those that the text has written out already."""
         if not self.runs:
@@ -225,7 +229,7 @@ class Tokenizer:
         return expanded
 
     def _check(self, ids: Sequence[int]) -> None:
-        unknown = [i for i in ids if not 0 <= i < len(self) or self._backend.id_to_token(i) is None]
+        unknown = [i for i in ids if i not in self._names]
         if unknown:
             raise InputError(f"the vocabulary has no id {unknown[0]}", remedy=f"its ids are 0 to {len(self) - 1}")
 
