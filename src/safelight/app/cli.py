@@ -17,7 +17,7 @@ import typer
 
 from safelight import __version__
 from safelight.app.console import Progress, error, say, table
-from safelight.errors import SafelightError
+from safelight.errors import InputError, SafelightError
 from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.tasks import TASKS
 
@@ -50,7 +50,7 @@ def answers(function: Callable[..., Any]) -> Callable[..., Any]:
             function(*args, **kwargs)
         except SafelightError as failure:
             error(failure.what, failure.remedy)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(failure, InputError) else 1) from None
         except KeyboardInterrupt:
             error("stopped", "nothing was left half written")
             raise typer.Exit(130) from None
@@ -110,7 +110,7 @@ def draw(
     from safelight.pipeline.pictures import save_png
 
     if name == "random":
-        say("There is no trained default model yet: drawing with an untrained stand-in, so expect coloured clouds.\n"
+        say("There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"
             "Name a model of yours with --model.")  # fmt: skip
     with Progress(f"loading {name}") as progress:
         model = load(name, device=device, dtype=dtype)
@@ -155,11 +155,11 @@ def tokens(
     as_json: JsonOption = False,
 ) -> None:
     """Show how a prompt is cut into tokens: position, id, piece and chunk."""
-    from safelight.text.prompt import token_table
+    from safelight.text.table import token_table
     from safelight.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path(model) / "tokenizer") if model else Tokenizer.clip()
-    rows = token_table(tokenizer, text)
+    rows = [row._asdict() for row in token_table(tokenizer, text)]
     if as_json:
         typer.echo(json.dumps(rows))
     else:

@@ -47,23 +47,13 @@ class LatentDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the U-Net lives."""
+        """Where the parts live."""
         return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision in which the U-Net runs."""
         return next(self.unet.parameters()).dtype
-
-    @property
-    def autoencoder_device(self) -> torch.device:
-        """Where the autoencoder lives."""
-        return next(self.autoencoder.parameters()).device
-
-    @property
-    def autoencoder_dtype(self) -> torch.dtype:
-        """The precision in which the autoencoder runs."""
-        return next(self.autoencoder.parameters()).dtype
 
     @property
     def parameterization(self) -> Parameterization:
@@ -78,7 +68,7 @@ class LatentDiffusion:
     @property
     def paints_masks(self) -> bool:
         """Whether the U-Net takes a mask and a masked picture beside the latent (an inpainting model)."""
-        return self.unet.config.in_channels == 2 * self.autoencoder.config.latent_channels + 1
+        return self.unet.config.in_channels == 2 * self.autoencoder.config.embed_dim + 1
 
     def grid(self, name: str, steps: int, **options: Any) -> Grid:
         """Lay `steps` noise levels from the most noise to none, by the rule called `name`."""
@@ -86,7 +76,7 @@ class LatentDiffusion:
 
     def latent_size(self, width: int | None = None, height: int | None = None) -> tuple[int, int]:
         """The latent's (h, w) for a picture of this size in pixels; None means the size the model was trained at."""
-        factor, native = self.autoencoder.factor, self.unet.config.sample_size
+        factor, native = self.autoencoder.config.factor, self.unet.config.sample_size
         for name, pixels in (("width", width), ("height", height)):
             if pixels is not None and pixels % factor:
                 raise InputError(f"{name}={pixels} is not a multiple of {factor}", remedy=f"use {pixels - pixels % factor}")
@@ -101,7 +91,7 @@ class LatentDiffusion:
         long_prompts: Literal["chunk", "error", "truncate"] = "chunk",
     ) -> Condition:
         """Encode prompts into what steers the U-Net; one row a prompt, all of one length."""
-        if self.unet.config.cross_attention_dim is None:
+        if not self.unet.config.conditional:
             if any(prompts):
                 raise InputError("this model was trained without text", remedy="leave the prompt empty")
             return Condition()

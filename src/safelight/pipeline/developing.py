@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from math import hypot, inf
+from math import ceil, hypot, inf
 from secrets import randbelow
 from typing import Any
 
@@ -13,22 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.diffusion.condition import Condition
-from safelight.diffusion.denoiser import Denoise
 from safelight.diffusion.grids import Grid
-from safelight.diffusion.guidance import guided
-from safelight.diffusion.noise import BrownianNoise, SeededNoise
-from safelight.diffusion.samplers import SAMPLERS, sample
+from safelight.diffusion.guidance import blending, guided
+from safelight.diffusion.noise import make_noise
+from safelight.diffusion.samplers import SAMPLERS, Denoise, Edit, sample
 from safelight.errors import InputError, NonFiniteError, nearest
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
 
 Words = str | Sequence[str] | Condition
-Edit = Callable[[Tensor, float], Tensor]
 
-# Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 2.5 KB a pixel; this is 10 GB.
-TILE_ABOVE_PIXELS = 2048 * 2048
-TILE = 64  # side of a tile in latent pixels
+# Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 5 KB a pixel; this is 10 GB.
+TILE_ABOVE_PIXELS = 1536 * 1408
+TILE = 512  # side of a tile in pixels
 
 
 def develop(
@@ -57,10 +55,10 @@ def develop(
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     positive, negative = conditions(model, prompt, settings)
     count, batch_size = settings["count"], settings["batch_size"]
-    total = (positive.batch or 1) * count
+    total = positive.batch * count
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
-    shape = (model.autoencoder.config.latent_channels, h, w)
+    shape = (model.autoencoder.config.embed_dim, h, w)
     finished = []
     for start in range(0, total, batch_size):
         numbers = range(start, min(start + batch_size, total))
@@ -87,9 +85,9 @@ def conditions(model: LatentDiffusion, prompt: Words, settings: Settings) -> tup
     if isinstance(prompt, Condition):
         if not guides:
             return prompt, None
-        return prompt, negative if isinstance(negative, Condition) else encode([negative] * (prompt.batch or 1))
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(one, str) for one in prompts):
+        return prompt, negative if isinstance(negative, Condition) else encode([negative] * prompt.batch)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise InputError(f"prompt: {prompt!r} is not text", remedy="give a string, several strings, or a Condition")
     if isinstance(negative, Condition):
         return encode(prompts), negative if guides else None
@@ -109,18 +107,16 @@ def guide(
     model: LatentDiffusion, grid: Grid, positive: Condition, negative: Condition | None, settings: Settings
 ) -> Denoise:
     """The guided denoiser (x, sigma) -> x0, in the user's wrapper if there is one."""
-    n = len(grid)
-
-    def level(share: float) -> float:
-        return grid.sigmas[round(share * n)] if 0 < share < 1 else (inf if share == 0 else 0.0)
-
+    start, end = settings["guidance_start"], settings["guidance_end"]
+    acting = grid.sigmas[ceil(start * len(grid)) : ceil(end * len(grid))]  # of the whole grid, whatever the strength
+    interval = (0.0 if end == 1 else acting[-1], inf if start == 0 else acting[0]) if acting else (inf, inf)
     denoise = guided(
         model.denoiser.on(grid),
         positive,
         negative,
         settings["guidance_scale"],
         rescale=settings["guidance_rescale"],
-        interval=(level(settings["guidance_end"]), level(settings["guidance_start"])),
+        interval=interval,
     )
     return settings["wrap"](denoise) if settings["wrap"] is not None else denoise
 
@@ -148,7 +144,7 @@ def walk(
     options = dict(settings["sampler_options"] or {})
     if settings["eta"] is not None:
         options["eta"] = settings["eta"]
-    noise = (BrownianNoise if kind.noise == "brownian" else SeededNoise)(seeds, shape, device=device)
+    noise = make_noise(kind.noise, seeds, shape, device=device)
     first = noise.initial()
     sigma = grid.sigmas[0]
     if latent is not None:
@@ -181,16 +177,14 @@ def _rows(condition: Condition | None, rows: Sequence[int], concat: Tensor | Non
     """The condition of each picture in a batch: row by row, with the further input channels beside it."""
     if condition is None:
         return None
-    if condition.batch is not None:
-        condition = Condition.cat([condition.select(slice(row, row + 1)) for row in rows])
-    return condition if concat is None else replace(condition, concat=concat.repeat(len(rows), 1, 1, 1))
+    picked = Condition.cat([condition.select(slice(row, row + 1)) for row in rows])
+    return picked if concat is None else replace(picked, concat=concat.repeat(len(rows), 1, 1, 1))
 
 
 def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tensor:
     """The latent (1, C, h, w), float32, of a picture (1, 3, H, W): the posterior's mode."""
     with torch.no_grad():
-        picture = picture.to(model.autoencoder_device, model.autoencoder_dtype)
-        return model.autoencoder.encode(picture, tile=_tile(model, picture.shape[-2:], tile)).mode().float()
+        return model.autoencoder.encode(picture.to(model.device), tile=_tile(picture.shape[-2:], tile)).mode()
 
 
 def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor:
@@ -203,18 +197,17 @@ def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor
     if not latent.isfinite().all():
         raise NonFiniteError("sampling gave NaN or infinity", remedy="load the model with dtype=torch.float32")
     with torch.no_grad():
-        h, w = latent.shape[-2:]
-        side = _tile(model, (h * autoencoder.factor, w * autoencoder.factor), tile)
-        latent = latent.to(model.autoencoder_device)
-        picture = autoencoder.decode(latent.to(model.autoencoder_dtype), tile=side).float()
-        if not picture.isfinite().all():
-            picture = deepcopy(autoencoder).float().decode(latent.float(), tile=side)
+        side = _tile([autoencoder.config.factor * n for n in latent.shape[-2:]], tile)
+        picture = autoencoder.decode(latent.to(model.device), tile=side)
+        if not picture.isfinite().all() and autoencoder.dtype != torch.float32:
+            picture = deepcopy(autoencoder).float().decode(latent.to(model.device), tile=side)
     if not picture.isfinite().all():
         raise NonFiniteError("the autoencoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
     return picture.cpu()
 
 
-def _tile(model: LatentDiffusion, size: Sequence[int], tile: str) -> int | None:
+def _tile(size: Sequence[int], tile: str) -> int | None:
+    """The side of a tile for a picture of this size (H, W) in pixels, or None for no tiles."""
     large = size[0] * size[1] > TILE_ABOVE_PIXELS
     return TILE if tile == "always" or (tile == "auto" and large) else None
 
@@ -226,11 +219,7 @@ def keep_known(latent: Tensor, mask: Tensor) -> Callable[[Tensor], Edit]:
     pixels is, which leaves no unpainted rim. The noise is each picture's first, as in diffusers.
     """
     unknown = F.adaptive_max_pool2d(mask, latent.shape[-2:]).to(latent)
-
-    def blend(noise: Tensor) -> Edit:
-        return lambda x, sigma: unknown * x + (1 - unknown) * (latent + sigma * noise)
-
-    return blend
+    return lambda noise: blending(unknown, latent, noise)
 
 
 def inpainting_channels(model: LatentDiffusion, picture: Tensor, mask: Tensor, tile: str = "auto") -> Tensor:

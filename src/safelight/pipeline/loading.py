@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from safelight.checkpoint.load import Parts, load_parts
-from safelight.checkpoint.save import save_folder, save_single_file
+from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.parts import Parts
 from safelight.diffusion.schedule import noise_schedule
-from safelight.errors import InputError, MissingPartError
+from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
 
 SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas",
@@ -65,10 +65,7 @@ def load(
 
 def bundle(parts: Parts) -> LatentDiffusion:
     """Hold loaded parts together, with the noise schedule that their scheduler config describes."""
-    for part in ("unet", "autoencoder"):
-        if getattr(parts, part) is None:
-            raise MissingPartError(f"{parts.source} has no {part}", remedy="a model to draw with needs one")
-    config = parts.scheduler
+    config = parts.scheduler_config
     return LatentDiffusion(
         unet=parts.unet,
         autoencoder=parts.autoencoder,
@@ -77,7 +74,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
         schedule=noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None}),
         prediction_type=parts.prediction_type,
         family=parts.family,
-        name=str(parts.source),
+        name=parts.source,
         scheduler_config=config,
     )
 

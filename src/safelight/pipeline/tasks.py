@@ -92,7 +92,7 @@ def image_to_image(
     from safelight.pipeline.pictures import load_picture, pad
 
     picture = load_picture(image, width, height)
-    latent = encode(model, pad(picture, model.autoencoder.factor), settings["tile"])
+    latent = encode(model, pad(picture, model.autoencoder.config.factor), settings["tile"])
     drawn = develop(model, prompt, settings, latent=latent, strength=strength)
     return crop(drawn, picture)
 
@@ -128,7 +128,7 @@ def inpaint(
 
     picture = load_picture(image)
     mask = load_mask(mask, picture)
-    padded, padded_mask = pad(picture, model.autoencoder.factor), pad(mask, model.autoencoder.factor)
+    padded, padded_mask = pad(picture, model.autoencoder.config.factor), pad(mask, model.autoencoder.config.factor)
     latent = encode(model, padded, settings["tile"])
     if model.paints_masks:
         concat = inpainting_channels(model, padded, padded_mask, settings["tile"])

@@ -1,0 +1,5 @@
+"""`python -m safelight` is `safelight`."""
+
+from safelight.app.cli import main
+
+main()

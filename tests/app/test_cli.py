@@ -1,0 +1,93 @@
+"""The command line as a user meets it, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "safelight", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_help_lists_every_command_and_imports_no_torch():
+    shown = run("--help")
+    assert shown.returncode == 0
+    for command in ("text2image", "image2image", "inpaint", "variations", "convert", "models", "tokens", "doctor"):
+        assert command in shown.stdout
+    code = "import sys; sys.argv = ['safelight', '--help']\nimport safelight.app.cli as c\n" \
+           "try: c.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_draws_from_bare_words_and_never_overwrites(tmp_path):
+    for _ in range(2):
+        drawn = run("a red fox", "--steps", 1, "--seed", 3, "--width", 64, "--height", 64, "--json", cwd=tmp_path)
+        assert drawn.returncode == 0, drawn.stderr
+    picture = json.loads(drawn.stdout)["pictures"][0]
+    assert picture == {"path": "outputs/a-red-fox-3-2.png", "seed": 3, "width": 64, "height": 64}
+    first, second = (Image.open(tmp_path / "outputs" / name) for name in ("a-red-fox-3.png", "a-red-fox-3-2.png"))
+    assert first.tobytes() == second.tobytes()
+    assert "untrained" in drawn.stderr
+
+
+def test_redraws_and_inpaints_files(tmp_path):
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "in.png")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    common = ("--steps", 2, "--seed", 1, "--out", tmp_path / "out")
+    for arguments in (("image2image", "a fox", "in.png"), ("variations", "in.png"), ("inpaint", "a hat", "in.png", "mask.png")):
+        drawn = run(*arguments, *common, cwd=tmp_path)
+        assert drawn.returncode == 0, drawn.stderr
+        assert Image.open(drawn.stdout.strip()).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("a", "--steps", "0"), 2, "steps"),
+        (("a", "--stepz", "3"), 2, "--steps"),
+        (("a", "--sampler", "eulr"), 2, "euler"),
+        (("image2image", "a", "nowhere.png"), 2, "nowhere.png"),
+        (("a", "--model", "/nowhere/at/all"), 1, "nowhere"),
+        (("a", "--dtype", "int7"), 2, "float32"),
+    ],
+)
+def test_errors_name_the_thing_and_the_exit_code_says_whose_fault(arguments, code, words, tmp_path):
+    failed = run(*arguments, cwd=tmp_path)
+    assert failed.returncode == code, failed.stderr
+    assert words in failed.stderr and "Traceback" not in failed.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_control_c_stops_cleanly(tmp_path):
+    command = [sys.executable, "-m", "safelight", "a fox", "--steps", "1000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # the first remark comes once the command runs
+        if "stand-in" in line:
+            break
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_tokens_doctor_models_and_samplers_speak_json():
+    rows = json.loads(run("tokens", "flooble fox", "--json").stdout)
+    assert any("fox" in str(row) for row in rows)
+    assert json.loads(run("doctor", "--json").stdout)["torch"]
+    assert isinstance(json.loads(run("models", "--json").stdout), list)
+    assert {"euler", "karras"} <= {row["name"] for row in json.loads(run("samplers", "--json").stdout)}
+
+
+def test_version():
+    import safelight
+
+    assert run("--version").stdout.strip() == safelight.__version__

@@ -1,0 +1,245 @@
+"""The tasks, drawn with a small random model: sizes, seeds, batches, masks, hooks, and bad input."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import safelight
+from safelight.errors import Cancelled, InputError, MissingPartError, NonFiniteError
+from safelight.models.unet import UNet
+from safelight.pipeline.pictures import load_picture, to_pil
+
+QUICK = {"steps": 3, "seed": 5, "width": 64, "height": 64}
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def test_draws_any_multiple_of_8(model):
+    drawn = safelight.text_to_image(model, "a fox", width=72, height=104, steps=2, seed=1)
+    assert drawn[0].size == (72, 104)
+    assert drawn.latents.shape == (1, 4, 13, 9)
+    assert drawn.latents.dtype == torch.float32
+
+
+def test_draws_at_the_size_it_was_trained_at(model):
+    assert safelight.text_to_image(model, "a fox", steps=1, seed=1)[0].size == (256, 256)
+
+
+def test_the_same_seed_draws_the_same_picture_and_no_seed_a_fresh_one(model):
+    first, again = (safelight.text_to_image(model, "a fox", **QUICK) for _ in range(2))
+    assert np.array_equal(pixels(first[0]), pixels(again[0]))
+    fresh = [safelight.text_to_image(model, "a fox", **QUICK | {"seed": None}).seeds[0] for _ in range(2)]
+    assert fresh[0] != fresh[1]
+    zero = safelight.text_to_image(model, "a fox", **QUICK | {"seed": 0})
+    assert zero.seeds == (0,)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde", "ddpm", "dpmpp_2m_sde"])
+def test_picture_k_is_the_picture_of_seed_k_alone(model, sampler):
+    options = {"sampler": sampler, "width": 64, "height": 64, "steps": 4}
+    together = safelight.text_to_image(model, "a fox", seed=7, count=4, batch_size=4, **options)
+    assert together.seeds == (7, 8, 9, 10)
+    for k in range(4):
+        alone = safelight.text_to_image(model, "a fox", seed=7 + k, **options)
+        assert np.abs(pixels(together[k]) - pixels(alone[0])).max() <= 1
+    split = safelight.text_to_image(model, "a fox", seed=7, count=4, batch_size=3, **options)
+    for k in range(4):
+        assert np.abs(pixels(together[k]) - pixels(split[k])).max() <= 1
+
+
+def test_several_prompts_are_drawn_count_times_each(model):
+    drawn = safelight.text_to_image(model, ["a fox", "a hat on a table"], count=2, **QUICK)
+    assert drawn.seeds == (5, 6, 7, 8)
+    alone = safelight.text_to_image(model, "a hat on a table", **QUICK | {"seed": 8})
+    assert np.abs(pixels(drawn[3]) - pixels(alone[0])).max() <= 1
+
+
+def test_prompt_negative_prompt_guidance_and_clip_skip_all_matter(model):
+    base = safelight.text_to_image(model, "a fox", **QUICK).latents
+    for change in ({"negative_prompt": "hat"}, {"guidance_scale": 3}, {"clip_skip": 1}, {"guidance_rescale": 0.7},
+                   {"guidance_end": 0.5}, {"guidance_start": 0.4}, {"initial_noise": "sigma"}):  # fmt: skip
+        assert not torch.allclose(base, safelight.text_to_image(model, "a fox", **QUICK | change).latents), change
+    assert not torch.allclose(base, safelight.text_to_image(model, "a hat", **QUICK).latents)
+
+
+def test_words_beyond_77_tokens_are_heard(model):
+    long = "a fox and " * 40
+    a, b = (safelight.text_to_image(model, long + end, **QUICK).latents for end in ("a hat", "a boat"))
+    assert not torch.allclose(a, b)
+    with pytest.raises(InputError):
+        safelight.text_to_image(model, long, **QUICK, long_prompts="error")
+
+
+def test_guidance_1_costs_one_pass(model):
+    rows = []
+
+    class Counting(torch.nn.Module):
+        def __init__(self, unet):
+            super().__init__()
+            self.unet, self.config = unet, unet.config
+
+        def forward(self, x, *args, **kwargs):
+            rows.append(len(x))
+            return self.unet(x, *args, **kwargs)
+
+    counted = replace(model, unet=Counting(model.unet))
+    safelight.text_to_image(counted, "a fox", **QUICK, sampler="euler", guidance_scale=1)
+    assert rows == [1, 1, 1]
+    rows.clear()
+    safelight.text_to_image(counted, "a fox", **QUICK, sampler="euler", guidance_scale=2)
+    assert rows == [2, 2, 2]
+
+
+def test_watch_sees_and_edit_changes(model):
+    seen = []
+    safelight.text_to_image(model, "a fox", **QUICK, sampler="heun", watch=seen.append)
+    assert [step.index for step in seen] == [0, 1, 2, 3, 4]  # two evaluations a step, but one for the last
+    assert all(step.total == 5 and step.x0.shape == (1, 4, 8, 8) for step in seen)
+    assert [s.sigma for s in seen] == sorted((s.sigma for s in seen), reverse=True)
+    edited = safelight.text_to_image(model, "a fox", **QUICK, edit=lambda x, sigma: x * 0.5)
+    assert not torch.allclose(edited.latents, safelight.text_to_image(model, "a fox", **QUICK).latents)
+
+
+def test_a_callback_can_cancel(model):
+    def stop(step):
+        if step.index == 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        safelight.text_to_image(model, "a fox", **QUICK, watch=stop)
+
+
+def test_a_wrapper_of_the_denoiser_acts(model):
+    grey = safelight.text_to_image(model, "a fox", **QUICK, wrap=lambda denoise: lambda x, sigma: denoise(x, sigma) * 0)
+    assert grey.latents.abs().max() < 1e-6
+
+
+def test_image_to_image_keeps_the_size_and_obeys_strength(model, picture):
+    drawn = [
+        safelight.image_to_image(model, "a fox", picture, strength=s, steps=4, seed=1, guidance_scale=1)
+        for s in (0, 0.25, 1)
+    ]
+    assert all(d[0].size == (72, 56) for d in drawn)
+    distances = [float((d.latents - drawn[0].latents).norm()) for d in drawn]
+    assert distances == sorted(distances) and distances[1] > 0
+    resized = safelight.image_to_image(model, "a fox", picture, width=64, height=128, steps=2, seed=1)
+    assert resized[0].size == (64, 128)
+
+
+def test_image_to_image_takes_odd_sizes(model, picture):
+    assert safelight.image_to_image(model, "", picture[:, :51, :45], steps=1, seed=1)[0].size == (45, 51)
+
+
+def test_inpainting_leaves_what_is_not_masked_alone(model, picture):
+    image = to_pil(picture)
+    mask = np.zeros((56, 72), np.uint8)
+    mask[10:30, 20:50] = 255
+    drawn = safelight.inpaint(model, "a fox", image, Image.fromarray(mask), steps=3, seed=2)
+    change = pixels(drawn[0]) != pixels(image)
+    assert not change[mask == 0].any()
+    assert change[mask == 255].any()
+
+
+def test_inpainting_model_sees_mask_and_picture(model, picture):
+    torch.manual_seed(0)
+    painter = replace(model, unet=UNet(replace(model.unet.config, in_channels=9)).eval())
+    assert painter.paints_masks and not model.paints_masks
+    for parameter in painter.unet.parameters():
+        parameter.data.normal_(std=0.05)
+    mask = torch.zeros(56, 72)
+    mask[:, 36:] = 1
+    options = {"steps": 2, "seed": 2}
+    drawn = safelight.inpaint(painter, "a fox", picture, mask, **options)
+    change = pixels(drawn[0]) != pixels(to_pil(picture))
+    assert not change[:, :36].any() and change[:, 36:].any()
+    other = safelight.inpaint(painter, "a fox", -picture, mask, **options)
+    assert not torch.allclose(drawn.latents, other.latents)
+    partly = safelight.inpaint(painter, "a fox", picture, mask, strength=0.5, **options)
+    assert not torch.allclose(drawn.latents, partly.latents)
+
+
+def test_variations_differ_from_each_other(model, picture):
+    drawn = safelight.variations(model, picture, count=2, steps=3, seed=0)
+    assert len(drawn) == 2 and not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+
+
+def test_half_precision_draws_nearly_the_same(model):
+    half = deepcopy(model).to(dtype=torch.float16)
+    a, b = (safelight.text_to_image(m, "a fox", **QUICK, guidance_scale=2) for m in (model, half))
+    assert 0 < (a.latents - b.latents).norm() / a.latents.norm() < 0.03
+
+
+def test_a_decode_that_overflows_in_float16_is_repeated_in_float32(model):
+    hot = deepcopy(model)
+    hot.autoencoder.post_quant_conv.weight.data *= 2e4  # sums overflow float16; the norms of the decoder undo it
+    good = safelight.text_to_image(hot, "a fox", **QUICK)
+    hot.autoencoder.half()
+    assert hot.autoencoder.dtype == torch.float16
+    again = safelight.text_to_image(hot, "a fox", **QUICK)
+    assert np.abs(pixels(good[0]) - pixels(again[0])).max() <= 2
+    assert hot.autoencoder.dtype == torch.float16
+
+
+def test_nan_is_an_error_and_never_a_black_picture(model):
+    broken = deepcopy(model)
+    broken.autoencoder.decoder.conv_out.bias.data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="autoencoder"):
+        safelight.text_to_image(broken, "a fox", **QUICK)
+    broken.unet.conv_out.bias.data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="sampling"):
+        safelight.text_to_image(broken, "a fox", **QUICK)
+
+
+def test_tiled_decode_is_close(model):
+    whole, tiled = (
+        safelight.text_to_image(model, "a fox", width=640, height=576, steps=1, seed=0, tile=t) for t in ("never", "always")
+    )
+    assert tiled[0].size == whole[0].size
+    assert np.abs(pixels(whole[0]) - pixels(tiled[0])).mean() < 8
+
+
+def test_text_encoder_can_be_released(model):
+    condition = model.condition(["a fox"])
+    bare = model.without_text_encoder()
+    with pytest.raises(MissingPartError):
+        safelight.text_to_image(bare, "a fox", **QUICK)
+    a = safelight.text_to_image(bare, condition, negative_prompt=model.condition([""]), **QUICK)
+    assert torch.allclose(a.latents, safelight.text_to_image(model, "a fox", **QUICK).latents, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"width": 65}, {"width": 8}, {"steps": 0}, {"steps": 2.5}, {"guidance_scale": float("nan")}, {"seed": -1},
+        {"sampler": "eulr"}, {"grid": "karas"}, {"eta": 2}, {"eta": 0.5}, {"count": 0}, {"stepz": 3}, {"prompt": 3},
+        {"sampler_options": {"churn": 1}}, {"negative_prompt": ["a", "b", "c"]}, {"clip_skip": 11}, {"prompt": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_input_is_named(model, bad):
+    with pytest.raises(InputError) as caught:
+        safelight.text_to_image(model, **{"prompt": "a fox"} | QUICK | bad)
+    assert str(caught.value)
+
+
+def test_bad_pictures_and_masks_are_named(model, picture, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for image in (tmp_path / "none.png", tmp_path / "broken.png", 3, np.zeros((8, 8, 3)), picture * 2, picture[:2]):
+        with pytest.raises(InputError, match="image"):
+            safelight.image_to_image(model, "", image, steps=1)
+    for mask in (torch.ones(3, 3), torch.full((56, 72), 2.0)):
+        with pytest.raises(InputError, match="mask"):
+            safelight.inpaint(model, "", picture, mask, steps=1)
+    with pytest.raises(InputError, match="strength"):
+        safelight.image_to_image(model, "", picture, strength=1.5)
+
+
+def test_transparency_is_laid_on_white():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert torch.equal(load_picture(clear), torch.ones(1, 3, 8, 8))
