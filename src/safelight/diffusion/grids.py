@@ -134,7 +134,8 @@ def _closed(schedule: NoiseSchedule, levels: Levels, final_sigma: str | float) -
 
 
 def _at_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> Levels:
-    return [(float(s), schedule.t(float(s))) for s in sigmas]
+    s = torch.tensor(sigmas, dtype=torch.float64)
+    return list(zip(s.tolist(), schedule.timesteps_at(s).tolist(), strict=True))
 
 
 def _at_timesteps(schedule: NoiseSchedule, timesteps: Sequence[float], interpolation: str = "log") -> Levels:
@@ -144,14 +145,11 @@ def _at_timesteps(schedule: NoiseSchedule, timesteps: Sequence[float], interpola
             raise InputError(f"timestep {t} is outside the schedule's 0 to {top}", remedy="ask for fewer steps")
     if interpolation not in ("log", "linear"):
         raise InputError(f"interpolation {interpolation!r} is unknown", remedy="choose 'log' or 'linear'")
-    sigma = schedule.sigma if interpolation == "log" else lambda t: _linear_sigma(schedule, t)
-    return [(sigma(float(t)), float(t)) for t in timesteps]
-
-
-def _linear_sigma(schedule: NoiseSchedule, t: float) -> float:
-    low = min(int(t), schedule.num_train_timesteps - 2)
-    a, b = float(schedule.sigmas[low]), float(schedule.sigmas[low + 1])
-    return b if t - low == 1 else a + (t - low) * (b - a)
+    at = torch.tensor(timesteps, dtype=torch.float64)
+    low = at.long().clamp(max=top - 1)
+    linear = torch.lerp(schedule.sigmas[low], schedule.sigmas[low + 1], at - low)
+    sigmas = schedule.sigmas_at(at) if interpolation == "log" else linear
+    return list(zip(sigmas.tolist(), at.tolist(), strict=True))
 
 
 def _line(start: float, end: float, n: int) -> list[float]:
@@ -187,7 +185,8 @@ def trailing(schedule: NoiseSchedule, steps: int) -> Levels:
     """
     _at_most(schedule, steps)
     T = schedule.num_train_timesteps
-    return _at_timesteps(schedule, [round(T - i * (T / steps)) - 1 for i in range(steps)])
+    stride = T - (T - T / steps)  # T / steps as NumPy's arange rounds it, which decides the ties
+    return _at_timesteps(schedule, [round(T - i * stride) - 1 for i in range(steps)])
 
 
 @grid("uniform", label="Uniform")
@@ -223,14 +222,23 @@ def ddim_uniform(schedule: NoiseSchedule, steps: int) -> Levels:
 
 
 @grid("beta", label="Beta")
-def beta(schedule: NoiseSchedule, steps: int, *, alpha: float = 0.6, beta: float = 0.6, space: str = "sigma") -> Levels:
+def beta(
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+    space: str = "sigma",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Levels:
     """Quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173).
 
     space "sigma": between sigma_max and sigma_min, which A1111 and diffusers compute. "timestep": between T - 1 and 0
     without the last, rounded, repetitions left out, which is the paper's and ComfyUI's.
     """
     if space == "sigma":
-        low, high = schedule.sigma_min, schedule.sigma_max
+        low, high = _span(schedule, sigma_min, sigma_max)
         return _at_sigmas(schedule, [low + q * (high - low) for q in _beta_quantiles(_line(1, 0, steps), alpha, beta)])
     if space != "timestep":
         raise InputError(f"space {space!r} is unknown", remedy="choose 'sigma' or 'timestep'")
@@ -311,7 +319,8 @@ ALIGN_YOUR_STEPS_SD1 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 def align_your_steps(schedule: NoiseSchedule, steps: int) -> Levels:
     """The table of Sabour et al. 2024; other step counts by interpolating log(sigma) over it, as they advise.
 
-    ComfyUI's and diffusers' numbers. (A1111 spreads `steps` points, not steps + 1, over the table's eleven.)
+    ComfyUI's sigmas and diffusers' timesteps; diffusers' list of sigmas is up to 0.4 % off these. A1111 spreads `steps`
+    points over the table's eleven, not steps + 1.
     """
     table = [math.log(s) for s, _ in _at_timesteps(schedule, ALIGN_YOUR_STEPS_SD1)]
     places = _line(0, len(table) - 1, steps + 1)[:-1]

@@ -57,7 +57,13 @@ class Sampler:
             if word not in known:
                 what = f"sampler {self.name!r} has no option {word!r}"
                 raise InputError(what, remedy=nearest(word, known) if known else "it has no options at all")
-        return self.coroutine(x, sigmas, noise, **(known | options))
+        return self.coroutine(x, sigmas, noise, **(known | options)) if len(sigmas) > 1 else _stay(x)
+
+
+def _stay(x: Tensor) -> Steps:
+    """No steps at all."""
+    yield from ()
+    return x
 
 
 SAMPLERS: dict[str, Sampler] = {}
