@@ -2,7 +2,7 @@
 
 A map of the room, in the order in which a model passes through it:
 
-* `files`      safetensors files, sharded folders: checked, memory-mapped, read one tensor at a time; atomic writes
+* `files`      safetensors files, sharded folders: checked, memory-mapped, read one tensor at a time
 * `pickles`    .ckpt, .pt, .pth, .bin: described by a locked-up child (`unpickle`), mapped here, never unpickled here
 * `keymap`     the engine of key tables: one row, both directions, checked to be a bijection
 * `layouts`    the tables: CompVis U-Net, first stage, text encoders; diffusers' and transformers' older names
@@ -11,6 +11,9 @@ A map of the room, in the order in which a model passes through it:
 * `build`      meta device -> mapped tensors -> target dtype: a network filled strictly, once
 * `load`       `load_parts(name)`: a folder, a file or a hub id becomes `Parts`
 * `probe`      does the U-Net predict the noise or v? One pass tells
-* `save`       `save_folder`, `save_single_file`, `convert`
+* `parts`      `Parts`: what was loaded, and what is saved
+* `folders`, `single`, `hub`   the three places it can come from
+* `save`       `save_folder`, `save_single_file`; `writing` puts the bytes on the disk, whole or not at all
+* `convert`    `convert(source, target)`
 * `errors`     what can be wrong with a checkpoint, as types
 """

@@ -19,7 +19,7 @@ from safelight.models.unet_config import UNetConfig
 Config = dict[str, Any]
 Read = TypeVar("Read")
 
-# Pipelines whose parts are drawn here; the values are the beginnings of family names (None: told by the U-Net).
+# Pipelines whose parts are drawn here.
 PIPELINES = {
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "StableDiffusionPipelineSafe",
@@ -160,3 +160,24 @@ def scheduler(folder: Path) -> Config:
     path, config = read_config(folder, SCHEDULERS, (names or ["scheduler_config.json"])[0])
     check_class(config.get("_class_name"), SCHEDULERS, path, "_class_name")
     return config
+
+
+SD_BETAS = (0.00085, 0.012)
+LDM_BETAS = (0.0015, 0.0195)
+
+
+def default_scheduler(family: str) -> Config:
+    """The scheduler config of a family's published models: the betas they were trained with, and their usual
+    sampler."""
+    start, end = LDM_BETAS if family == "ldm" else SD_BETAS
+    sd1 = family.startswith("sd1")
+    return {
+        "_class_name": "PNDMScheduler" if sd1 else "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": start,
+        "beta_end": end,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        **({"skip_prk_steps": True} if sd1 else {"clip_sample": False}),
+    }

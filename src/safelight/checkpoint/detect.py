@@ -17,24 +17,21 @@ from safelight.models.unet_config import UNetConfig
 
 Config = dict[str, Any]
 
-# What people hand over instead of a model: a piece of a tensor's name, what it then is, what to do.
+_DRAWN = "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"
+_TRAINED_FOR = "load the model that it was trained for; this file only changes or steers one"
+# What people hand over instead of a model: pieces of its tensors' names, what it is, what to do.
 STRANGERS = (
-    (("lora_up.", "lora_down.", "lora_A.", "lora_B.", "lora.up.", "hada_w1_a", "lokr_w1"), "a LoRA, a small change to a model",
-     "load the model that it was trained for; a LoRA is applied to a loaded model"),
-    (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet",
-     "it steers a model and is none; load the model that it was trained for"),
-    (("conditioner.embedders.", "add_embedding.linear_1."), "Stable Diffusion XL",
-     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
-    (("joint_blocks.",), "Stable Diffusion 3", "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
-    (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind",
-     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
-    (("motion_modules.",), "an AnimateDiff motion module", "load the model that it was trained for"),
-    (("ip_adapter.", "image_proj."), "an IP-Adapter", "load the model that it was trained for"),
+    (("lora_up.", "lora_down.", "lora_A.", "lora_B.", "lora.up.", "hada_w1_a", "lokr_w1"), "a LoRA", _TRAINED_FOR),
+    (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet", _TRAINED_FOR),
+    (("conditioner.embedders.", "add_embedding.linear_1."), "Stable Diffusion XL", _DRAWN),
+    (("joint_blocks.",), "Stable Diffusion 3", _DRAWN),
+    (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind", _DRAWN),
+    (("motion_modules.",), "an AnimateDiff motion module", _TRAINED_FOR),
+    (("ip_adapter.", "image_proj."), "an IP-Adapter", _TRAINED_FOR),
     (("string_to_param.", "emb_params"), "a textual inversion", "load a model, then give it this file as an embedding"),
     (("vision_model.",), "an image encoder of CLIP, or the safety checker", "name the model itself"),
-    (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer",
-     "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"),
-)  # fmt: skip
+    (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer", _DRAWN),
+)
 CONCATENATED = {9: "-inpaint", 5: "-depth", 8: "-edit", 7: "-upscale"}  # U-Net input channels beyond the latent's 4
 HEAD_WIDTH = 64  # of SD 2's U-Net, and of every CLIP
 
@@ -128,10 +125,10 @@ def refuse_strangers(shapes: Shapes, path: object) -> None:
     for marks, kind, remedy in STRANGERS:
         for key in shapes:
             if any(mark in key for mark in marks):
-                raise WrongModel(f"is {kind}, not a model that can draw", path=path, key=key, remedy=remedy)
+                raise WrongModel(f"is {kind}, which cannot be loaded as a model", path=path, key=key, remedy=remedy)
     labels = shapes.get(f"{layouts.UNET}label_emb.0.0.weight", (0, 0))
     if labels[-1] in (2816, 2560):  # SDXL's size and crop embeddings, base and refiner
-        raise WrongModel("is Stable Diffusion XL", path=path, remedy=STRANGERS[2][2])
+        raise WrongModel("is Stable Diffusion XL", path=path, remedy=_DRAWN)
 
 
 def _no_model(shapes: Shapes, path: object) -> WrongModel:

@@ -4,7 +4,7 @@ U-Net and of the first stage, open_clip's `transformer.py` for OpenCLIP, diffuse
 right one.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
 from safelight.checkpoint.keymap import KeyMap, Rows, head_major
@@ -15,11 +15,10 @@ CLIP = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
 EMA = "model_ema."
-# What a training run leaves in a file beside the networks: the noise schedule, the average's bookkeeping, the losses.
+# What a training run leaves in a file beside the networks: averages, losses, the noise schedule's buffers.
 BOOKKEEPING = (
-    EMA, "loss.", "first_stage_model.loss.", "model.diffusion_model.diffusion_model_ema", "embedding_manager.",
-    "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_", "lvlb_weights", "logvar",
-    "scale_factor", "denoise_sigmas", "model_ema", "edm_", "sigmas",
+    EMA, "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_",
+    "lvlb_weights", "logvar", "scale_factor",
 )  # fmt: skip
 
 
@@ -233,8 +232,3 @@ def ema_names(keys: Collection[str]) -> Iterator[tuple[str, str]]:
             average = EMA + key.removeprefix("model.").replace(".", "")
             if average in keys:
                 yield key, average
-
-
-def position_ids(length: int) -> Mapping[str, tuple[int, int]]:
-    """The buffer's name in a single file, and its shape."""
-    return {f"{CLIP}text_model.embeddings.position_ids": (1, length)}

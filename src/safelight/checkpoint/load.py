@@ -22,8 +22,7 @@ __all__ = ["Parts", "load_autoencoder", "load_parts", "load_text_encoder", "load
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"{HUB_ID.pattern}/[\w./-]+")
-# v2-1_768-ema-pruned and v2-768 stopped at other steps; 512-base-ema at this one. diffusers goes by it too.
-SD2_BASE_STEP = "875000"
+SD2_BASE_STEP = 875000  # where the training of 512-base-ema.ckpt stopped; diffusers goes by it too
 
 
 def load_parts(
@@ -107,19 +106,28 @@ def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:
 
 
 def _guess(parts: Parts, path: Path) -> tuple[str, str]:
-    """Only plain SD 2 comes in both kinds without saying which."""
+    """Only plain SD 2 comes in both kinds without saying which. Raises CheckpointError where a probe gives no
+    answer."""
     if path.is_dir() or parts.family != "sd2":
         return "epsilon", "family"
+    if parts.global_step == SD2_BASE_STEP:
+        return "epsilon", "global_step"
     from safelight.checkpoint.probe import probe
 
-    context = None
-    if parts.text_encoder is not None and parts.tokenizer is not None:
-        ids = torch.tensor([parts.tokenizer.ids("")], device=parts.unet.conv_in.weight.device)
-        with torch.no_grad():
-            context = parts.text_encoder(ids).last_hidden_state
-    if (answer := probe(parts.unet, context)) is not None:
+    if (answer := probe(parts.unet, _empty_prompt(parts))) is not None:
         return answer, "probe"
-    return "epsilon", "family"
+    remedy = 'give prediction_type="epsilon" (the 512-pixel models) or "v_prediction" (the 768-pixel ones)'
+    raise CheckpointError(
+        "does not say what its U-Net predicts, and trying it gave no answer", path=path, remedy=remedy
+    )
+
+
+@torch.no_grad()
+def _empty_prompt(parts: Parts) -> torch.Tensor | None:
+    if parts.text_encoder is None or parts.tokenizer is None:
+        return None
+    ids = torch.tensor([parts.tokenizer.ids("")], device=parts.unet.conv_in.weight.device)
+    return parts.text_encoder(ids).last_hidden_state
 
 
 def load_unet(name: str | Path, *, variant: str | None = None, **options: Any) -> UNet:

@@ -18,6 +18,7 @@ class Parts:
 
     `scheduler_config` is the content of diffusers' scheduler_config.json, plain data. `prediction_type` is "epsilon",
     "v_prediction" or "sample"; `prediction_from` says who said so: "user", "config", "family", "global_step", "probe".
+    `global_step` is where training stood, if the file says so.
     `extra` holds a single file's tensors that no network here has (OpenCLIP's last block, LDM's BERT), under their
     names in the file, so that they can be written again; they stay in the file until then.
     """
@@ -31,4 +32,5 @@ class Parts:
     prediction_from: str = "family"
     family: str = "custom"
     source: str = ""
+    global_step: int | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)

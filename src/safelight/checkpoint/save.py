@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from safelight.checkpoint import layouts
+from safelight.checkpoint.configs import default_scheduler
 from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
-from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.single import METADATA, text_keymap, unet_keymap
 from safelight.checkpoint.writing import (
@@ -27,10 +27,12 @@ from safelight.checkpoint.writing import (
 )
 from safelight.errors import CheckpointError, InputError
 
-PIPELINES = {"-inpaint": "StableDiffusionInpaintPipeline", "-depth": "StableDiffusionDepth2ImgPipeline",
-             "-edit": "StableDiffusionInstructPix2PixPipeline", "-upscale": "StableDiffusionUpscalePipeline"}  # fmt: skip
-SINGLE_SUFFIXES = {".safetensors"}
-PICKLED = {".ckpt", ".pt", ".pth", ".bin"}
+PIPELINES = {
+    "-inpaint": "StableDiffusionInpaintPipeline",
+    "-depth": "StableDiffusionDepth2ImgPipeline",
+    "-edit": "StableDiffusionInstructPix2PixPipeline",
+    "-upscale": "StableDiffusionUpscalePipeline",
+}
 
 
 def save_folder(
@@ -51,14 +53,27 @@ def save_folder(
             write(folder / "text_encoder", parts.text_encoder, parts.text_encoder.config.to_transformers(), "model")
         if parts.tokenizer is not None:
             parts.tokenizer.save(folder / "tokenizer")
-        if parts.scheduler_config:
-            (folder / "scheduler").mkdir()
-            write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler_config))
+        (folder / "scheduler").mkdir()
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(parts))
         write_json(folder / "model_index.json", model_index(parts))
 
 
 def _stage(parts: Parts) -> str:
-    return "vqvae" if parts.family == "ldm" and parts.autoencoder.config.num_vq_embeddings else "vae"
+    """diffusers' LDMPipeline calls its first stage vqvae, whatever it is."""
+    return "vqvae" if _pipeline(parts) == "LDMPipeline" else "vae"
+
+
+def _pipeline(parts: Parts) -> str:
+    if parts.family == "ldm" and parts.text_encoder is None:
+        return "LDMPipeline"
+    ends = (name for end, name in PIPELINES.items() if parts.family.endswith(end))
+    return next(ends, "StableDiffusionPipeline")
+
+
+def scheduler_config(parts: Parts) -> dict[str, Any]:
+    """The scheduler's config; where the model came without one, that of its family."""
+    said = dict(parts.scheduler_config)
+    return said if "_class_name" in said else {**default_scheduler(parts.family), **said}
 
 
 def _write_network(folder: Path, network: nn.Module, config: Mapping[str, Any], stem: str, **options: Any) -> None:
@@ -69,16 +84,13 @@ def _write_network(folder: Path, network: nn.Module, config: Mapping[str, Any], 
 
 def model_index(parts: Parts) -> dict[str, Any]:
     """diffusers' model_index.json: which class loads each part."""
-    extra = next((name for end, name in PIPELINES.items() if parts.family.endswith(end)), "StableDiffusionPipeline")
-    ldm = "LDMPipeline" if parts.text_encoder is None else extra
     index: dict[str, Any] = {
-        "_class_name": ldm if parts.family == "ldm" else extra,
+        "_class_name": _pipeline(parts),
         "_diffusers_version": "0.40.0",  # a version that knows every field written here
         "unet": ["diffusers", parts.unet.config.to_diffusers()["_class_name"]],
         _stage(parts): ["diffusers", parts.autoencoder.config.kind],
+        "scheduler": ["diffusers", scheduler_config(parts)["_class_name"]],
     }
-    if parts.scheduler_config:
-        index["scheduler"] = ["diffusers", parts.scheduler_config["_class_name"]]
     if parts.tokenizer is not None:
         index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if parts.text_encoder is not None:
@@ -146,32 +158,7 @@ def metadata(parts: Parts) -> dict[str, str]:
         autoencoder=parts.autoencoder.config.to_diffusers(),
         text_encoder=None if text is None else text.config.to_transformers(),
         text_dialect=text_dialect(parts),
-        scheduler=dict(parts.scheduler_config),
+        scheduler=scheduler_config(parts),
     )
     kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
     return {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}
-
-
-def convert(
-    source: str | Path,
-    target: str | Path,
-    *,
-    variant: str | None = None,
-    max_shard_size: int | None = None,
-    **options: Any,
-) -> Parts:
-    """Turn a folder into a single file, or a single file (or hub id) into a folder, by the target's name; return the
-    parts.
-
-    `options` are those of `load_parts`. A target that ends in .safetensors is a single file; any other name is a
-    folder. The numbers are copied bit for bit unless `dtype` asks for others.
-    """
-    target = Path(target)
-    if target.suffix in PICKLED:
-        raise InputError(f"{target.name}: pickles are not written", remedy="name the target .safetensors, or a folder")
-    parts = load_parts(source, **options)
-    if target.suffix == ".safetensors":
-        save_single_file(parts, target)
-    else:
-        save_folder(parts, target, variant=variant, max_shard_size=max_shard_size)
-    return parts

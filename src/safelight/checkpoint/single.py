@@ -9,7 +9,7 @@ import torch
 
 from safelight.checkpoint import layouts
 from safelight.checkpoint.build import Plan, on_meta
-from safelight.checkpoint.configs import naming
+from safelight.checkpoint.configs import default_scheduler, naming
 from safelight.checkpoint.detect import Detected, autoencoder_config, detect, is_autoencoder, shapes_of
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors, open_file
@@ -24,8 +24,7 @@ from safelight.models.unet_config import UNetConfig
 from safelight.text.tokenizer import Tokenizer
 
 METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
-SD_BETAS = (0.00085, 0.012)
-LDM_BETAS = (0.0015, 0.0195)
+MODELSPEC = {"v": "v_prediction"}  # ModelSpec's words that are not diffusers'
 SD2_PAD = "!"  # token 0: open_clip fills up with zeros
 
 
@@ -47,6 +46,7 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         scheduler_config=found.scheduler or scheduler_config(whole, found.family),
         family=found.family,
         source=str(path),
+        global_step=int(whole.metadata["global_step"]) if "global_step" in whole.metadata else None,
         extra=extra,
     )
 
@@ -178,24 +178,18 @@ def tokenizer(dialect: str | None) -> Tokenizer | None:
 
 
 def scheduler_config(file: Tensors, family: str) -> dict[str, Any]:
-    """diffusers' scheduler_config for a CompVis model: its own betas if it carries them, else its family's."""
-    start, end = LDM_BETAS if family == "ldm" else SD_BETAS
-    config: dict[str, Any] = {
-        "_class_name": "PNDMScheduler" if family.startswith("sd1") else "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        **({"skip_prk_steps": True} if family.startswith("sd1") else {"clip_sample": False}),
-    }
+    """diffusers' scheduler config for a single file: its family's, with the file's own betas where it carries them."""
+    config = default_scheduler(family)
+    if said := file.metadata.get("modelspec.prediction_type"):
+        config["prediction_type"] = MODELSPEC.get(said, said)
     if "betas" in file:
         betas = file["betas"].double()
         start, end = round(float(betas[0]), 8), round(float(betas[-1]), 8)
-        config["num_train_timesteps"] = len(betas)
+        config |= {"num_train_timesteps": len(betas), "beta_start": start, "beta_end": end}
         line = torch.linspace(start**0.5, end**0.5, len(betas), dtype=torch.float64) ** 2
         if not torch.allclose(betas, line, rtol=1e-5, atol=0):
-            config |= {"trained_betas": betas.tolist()}
-    return {**config, "beta_start": start, "beta_end": end}
+            config["trained_betas"] = betas.tolist()
+    return config
 
 
 def load_autoencoder_file(path: Path, **options: Any) -> Autoencoder:

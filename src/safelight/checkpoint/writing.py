@@ -56,10 +56,9 @@ def _order(tensors: Mapping[str, Outgoing]) -> list[str]:
     return sorted(tensors, key=lambda key: (-_RANK[tensors[key].dtype], key))
 
 
-# safetensors sorts by its own list of dtypes, widest last
-_RANK = {DTYPES[name]: rank for rank, name in enumerate(
-    ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"]
-)}  # fmt: skip
+# safetensors sorts by its own list of dtypes, widest last.
+_ORDER = "BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64"
+_RANK = {DTYPES[name]: rank for rank, name in enumerate(_ORDER.split())}
 
 
 def _header(tensors: Mapping[str, Outgoing], metadata: Mapping[str, str] | None) -> bytes:
