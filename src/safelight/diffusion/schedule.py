@@ -147,4 +147,5 @@ BETA_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "squaredcos_cap_v2": _of_alpha_bar(_cosine),
     "sigmoid": _sigmoid,
     "laplace": _of_alpha_bar(_laplace),
+    "exp": _of_alpha_bar(lambda t: math.exp(-12 * t)),
 }

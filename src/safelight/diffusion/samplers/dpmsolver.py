@@ -1,8 +1,8 @@
 """DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), multistep and singlestep, as ODE and as SDE.
 
 With lambda = -log(sigma), x / sigma^(0 or 1) obeys a linear ODE whose other term is the network's answer m: the noise
-in x (DPM-Solver) or x0 (DPM-Solver++). The linear part is solved exactly; m is a polynomial in lambda through the answers
-at hand. Every formula of both papers is then one line,
+in x (DPM-Solver) or x0 (DPM-Solver++). The linear part is solved exactly; m is a polynomial in lambda through the
+answers at hand. Every formula of both papers is then one line,
 
     x_next = ratio x - gain (phi D0 + a1 D1 + a2 D2),    phi = e^h - 1
 
