@@ -44,7 +44,8 @@ def load(
         CheckpointError: naming file, key and remedy; nothing is half loaded.
         InputError: for an unknown device or dtype.
     """
-    device, dtype = _device(device), _dtype(dtype, device)
+    device = _device(device)
+    dtype = _dtype(dtype, device)
     if str(name) == "random":
         from safelight.pipeline.standin import random_model
 

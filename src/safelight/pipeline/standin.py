@@ -41,7 +41,9 @@ def random_model(seed: int = 0) -> LatentDiffusion:
 
 def _randomised(module: Module, generator: torch.Generator) -> Module:
     """Fill every matrix and filter so that it keeps its input's variance. (A new network has zeros in places.)"""
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
     return module.eval().requires_grad_(False)
