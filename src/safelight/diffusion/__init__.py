@@ -8,5 +8,5 @@ denoiser.py          Denoiser(x, sigma, condition) -> x0, the one place that cal
 guidance.py          wrappers denoise -> denoise: classifier-free, masked, by a loss
 noise.py             seeded noise, one generator per picture; Brownian paths
 samplers/            every sampler once, and the verb `sample`
-schedulers.py        the same samplers behind diffusers' face
+schedulers/          the same samplers behind diffusers' face
 """

@@ -142,7 +142,7 @@ def _at_timesteps(schedule: NoiseSchedule, timesteps: Sequence[float], interpola
     top = schedule.num_train_timesteps - 1
     for t in timesteps:
         if not 0 <= t <= top:
-            raise InputError(f"timestep {t} is outside the schedule's 0 to {top}", remedy="ask for fewer steps")
+            raise InputError(f"timestep {t} is outside the schedule's 0 to {top}", remedy="ask for fewer, or others")
     if interpolation not in ("log", "linear"):
         raise InputError(f"interpolation {interpolation!r} is unknown", remedy="choose 'log' or 'linear'")
     at = torch.tensor(timesteps, dtype=torch.float64)

@@ -11,7 +11,6 @@ from typing import TypeVar
 from torch import Tensor
 
 Sigma = TypeVar("Sigma", float, Tensor)
-Coefficients = Callable[[Sigma], tuple[Sigma, Sigma, Sigma]]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def restart(
     """Heun down the grid; once near `restart_min`, go up to `restart_max` by fresh noise and down again (Algorithm 1).
 
     Up and down happen `restart_times` times, in `restart_steps` Heun steps, even in sigma^(1/7), between the sigmas of
-    the grid that lie nearest to the two. They come on top of the grid's own steps (A1111 takes them out of its steps).
+    the grid that lie nearest to the two. They come on top of the grid's own steps. A1111 takes them out of the steps it
+    is given, and always on a Karras grid: its 30 steps are 21 here, on "karras", with the defaults.
     """
     low, high = (min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - s)) for s in (restart_min, restart_max))
     if high >= low or sigmas[low] == 0:
