@@ -119,6 +119,17 @@ class Collection(Sequence[Entry]):
             return width, height
         return header_size(self.store.read(entry.name), entry.name)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Give every picture's width and height. Broken ones are counted, and said to be square."""
+        sizes = []
+        for i in range(len(self)):
+            try:
+                sizes.append(self.size(i))
+            except BrokenFile as error:
+                self.faults.add(self.entries[i].name, error.what, len(self))
+                sizes.append((1, 1))
+        return sizes
+
     def verify(self) -> Mapping[str, str]:
         """Read every picture once; give the broken ones and why. Raises CollectionError above the share."""
         for i in range(len(self)):
