@@ -223,8 +223,10 @@ def _transformer_config(shapes: Shapes, places: list[str], channels: list[int]) 
     linear = len(shapes[f"{place}proj_in.weight"]) == 2
     context = shapes[f"{place}transformer_blocks.0.attn2.to_k.weight"][1]
     depth = sum(f"{place}transformer_blocks.{d}.norm1.weight" in shapes for d in range(100))
-    looks_out = [shapes.get(f"{p}transformer_blocks.0.attn1.to_k.weight", (0, c))[1] != c
-                 for p, c in zip(places, channels, strict=False)]  # fmt: skip
+    self_widths = [shapes.get(f"{p}transformer_blocks.0.attn1.to_k.weight", (0, 0))[1] for p in places]
+    # Where a level has no attention (width 0) the flag means nothing; the published config says True there.
+    looks_out = [width != c for width, c in zip(self_widths, channels, strict=False)]
+    only_cross = any(out and width for out, width in zip(looks_out, self_widths, strict=False))
     return {
         "_class_name": "UNet2DConditionModel",
         "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -232,7 +234,7 @@ def _transformer_config(shapes: Shapes, places: list[str], channels: list[int]) 
         "use_linear_projection": linear,
         "transformer_layers_per_block": depth,
         "attention_head_dim": [max(c // HEAD_WIDTH, 1) for c in channels] if linear else 8,
-        **({"only_cross_attention": looks_out} if any(looks_out) else {}),
+        **({"only_cross_attention": looks_out} if only_cross else {}),
     }
 
 
