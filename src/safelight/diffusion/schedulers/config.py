@@ -50,7 +50,8 @@ class Configured:
     config: SchedulerConfig
 
     def __init_subclass__(cls) -> None:
-        Configured.known[cls.__name__] = cls
+        if hasattr(cls, "defaults"):  # a row, and not a class between
+            Configured.known[cls.__name__] = cls
 
     def _configure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         name, given = type(self).__name__, bound(type(self).__name__, self.defaults, args, kwargs)
