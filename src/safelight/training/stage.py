@@ -76,7 +76,7 @@ class Stage(ABC):
         """What must be saved to go on exactly, beside modules, optimizers and averages: tensors by name."""
         return {}
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Take back what `state_tensors` gave. Raises KeyError where something is missing."""
 
     @abstractmethod
