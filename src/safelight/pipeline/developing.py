@@ -16,8 +16,8 @@ from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending, guided
 from safelight.diffusion.noise import make_noise
-from safelight.diffusion.samplers import SAMPLERS, Denoise, Edit, sample
-from safelight.errors import InputError, NonFiniteError, nearest
+from safelight.diffusion.samplers import Denoise, Edit, find, sample
+from safelight.errors import InputError, NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
@@ -54,7 +54,8 @@ def develop(
     """
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     positive, negative = conditions(model, prompt, settings)
-    count, batch_size = settings["count"], settings["batch_size"]
+    kind, count = find(settings["sampler"]), settings["count"]
+    batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
     total = positive.batch * count
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
@@ -138,9 +139,7 @@ def walk(
     """
     if len(grid) == 0:
         return latent.repeat(len(seeds), 1, 1, 1)  # type: ignore[union-attr]
-    kind = SAMPLERS.get(settings["sampler"])
-    if kind is None:
-        raise InputError(f"sampler {settings['sampler']!r} is unknown", remedy=nearest(settings["sampler"], SAMPLERS))
+    kind = find(settings["sampler"])
     options = dict(settings["sampler_options"] or {})
     if settings["eta"] is not None:
         options["eta"] = settings["eta"]
@@ -152,7 +151,7 @@ def walk(
     else:
         x = first * (hypot(1, sigma) if settings["initial_noise"] == "unit_variance" else sigma)
     edits = [settings["edit"], blend(first) if blend is not None else None]
-    return sample(
+    x = sample(
         denoise,
         x,
         grid.sigmas,
@@ -162,6 +161,7 @@ def walk(
         watch=settings["watch"],
         **options,
     )
+    return x / hypot(1, grid.sigmas[-1])  # a grid may end above 0, as diffusers' DDIM does: then x is a noisy x0 still
 
 
 def _in_turn(edits: Sequence[Edit]) -> Edit | None:

@@ -1,0 +1,92 @@
+"""End to end beside diffusers: the same small model, the same seed, the same picture.
+
+Weights are seeded and random, in the real architecture made small. PSNR is taken between the two 8-bit pictures; at
+60 dB one pixel in a thousand may differ by one level. Randomness agrees because both draw with one CPU generator.
+"""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import safelight
+from safelight.text.tokenizer import Tokenizer
+
+SMALL = {"block_out_channels": (32, 64), "norm_num_groups": 8, "layers_per_block": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Stable Diffusion of 1/1000 the size, written by diffusers itself."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    Tokenizer.clip().save(folder / "clip")
+    unet = diffusers.UNet2DConditionModel(
+        **SMALL, sample_size=16, cross_attention_dim=32, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        **SMALL | {"block_out_channels": (8, 16, 16, 32)}, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, sample_size=128,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, eos_token_id=49407)
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=CLIPTokenizer.from_pretrained(folder / "clip"), unet=unet,
+        scheduler=diffusers.DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, set_alpha_to_one=False,
+            clip_sample=False,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def psnr(a, b):
+    error = np.mean((np.asarray(a).astype(float) - np.asarray(b).astype(float)) ** 2)
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+DDIM = {"sampler": "ddim", "grid": "leading", "grid_options": {"final_sigma": "sigma_min"}}
+CASES = [
+    ("DDIMScheduler", {}, DDIM),
+    ("DDIMScheduler", {"timestep_spacing": "trailing"}, DDIM | {"grid": "trailing", "steps": 10}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "euler", "grid": "linspace", "initial_noise": "sigma"}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "euler_ancestral", "grid": "linspace", "initial_noise": "sigma"}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "linspace"}, {"sampler": "euler", "initial_noise": "sigma"}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "heun", "grid": "linspace", "initial_noise": "sigma"}),
+    ("PNDMScheduler", {"skip_prk_steps": True}, DDIM | {"sampler": "plms"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scheduler", "config", "ours"), CASES, ids=lambda case: str(case)[:40])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_text_to_image(folder, pipe, scheduler, config, ours, guidance):
+    base = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler").config
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(base, **config)
+    ours = {"steps": 10} | ours
+    words = {"prompt": "a red fox, résumé", "negative_prompt": "a hat", "guidance_scale": guidance}
+    theirs = pipe(**words, num_inference_steps=ours["steps"], generator=torch.Generator().manual_seed(4), width=128, height=96)
+    model = safelight.load(folder)
+    drawn = safelight.text_to_image(model, **words, **ours, seed=4, width=128, height=96)
+    assert psnr(drawn[0], theirs.images[0]) >= 60
+
+
+def test_a_single_file_draws_the_same_picture(folder, tmp_path):
+    safelight.convert(folder, tmp_path / "model.safetensors")
+    a, b = (
+        safelight.text_to_image(safelight.load(name), "a fox", steps=3, seed=0, width=128, height=128)
+        for name in (folder, tmp_path / "model.safetensors")
+    )
+    assert np.array_equal(np.asarray(a[0]), np.asarray(b[0]))
