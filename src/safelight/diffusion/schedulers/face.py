@@ -95,7 +95,7 @@ class Scheduler(Planned):
         dtype = torch.promote_types(sample.dtype, output.dtype)
         wide = torch.promote_types(dtype, torch.float32)
         t = float(timestep) if index is None else plan.timesteps[index]
-        self._dice = Dice(output, self.noise_dtype, options)
+        self._dice = Dice(sample.shape, output.device, self.noise_dtype or output.dtype, options)
         x, x0 = self._denoised(output.to(wide), sample.to(wide), s, t, options)
         x, s_next = self._advance(index, s, x, x0, options)
         if self._always_draws(t, options) and not self._dice.thrown:
@@ -219,19 +219,21 @@ def randn(shape: Sequence[int], generator: Generators, device: torch.device, dty
 class Dice:
     """The noise of one step."""
 
-    def __init__(self, output: Tensor, dtype: torch.dtype | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, shape: Sequence[int], device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]
+    ) -> None:
         self.given: Tensor | None = options.get("variance_noise")
         self.generator: Generators = options.get("generator")
         if self.given is not None and self.generator is not None:
             raise InputError("step takes a generator or variance_noise, not both")
-        self.output, self.dtype, self.thrown = output, dtype or output.dtype, False
+        self.shape, self.device, self.dtype, self.thrown = shape, device, dtype, False
 
     def throw(self) -> Tensor:
-        """Unit noise of the output's shape."""
+        """Unit noise of the sample's shape."""
         self.thrown = True
         if self.given is not None:
-            return self.given.to(self.output.device)
-        return randn(self.output.shape, self.generator, self.output.device, self.dtype)
+            return self.given.to(self.device)
+        return randn(self.shape, self.generator, self.device, self.dtype)
 
 
 def _sign(cls: type, method: str, options: Mapping[str, Any], *, replaces: int) -> None:
