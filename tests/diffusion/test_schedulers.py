@@ -754,3 +754,15 @@ def test_seeded_noise_of_the_function_door_can_be_given():
         output = network(y.repeat(2, 1, 1, 1), t)[:1]
         y = scheduler.step(output, t, y, eta=1.0, variance_noise=alone(1.0, 0.5)).prev_sample
     assert torch.allclose(x[:1], y, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverSinglestepScheduler", "PNDMScheduler"])
+def test_what_another_scheduler_left_in_the_config_has_no_effect(name):
+    """diffusers carries keys that a class lacks (clip_sample, timestep_spacing, ...) without reading them."""
+    foreign = {"clip_sample": True, "thresholding": True, "timestep_spacing": "leading", "rescale_betas_zero_snr": True}
+    kind = getattr(schedulers, name)
+    foreign = {key: value for key, value in foreign.items() if key not in kind.defaults}
+    assert foreign
+    plain, carrying = kind(**SD), kind.from_config({**SD, **foreign})
+    assert carrying.config["clip_sample"] is True
+    assert torch.equal(run(carrying, 10), run(plain, 10))

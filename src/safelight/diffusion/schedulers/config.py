@@ -65,6 +65,11 @@ class Configured:
             _diffusers_version=DIFFUSERS_VERSION,
         )
 
+    @property
+    def settings(self) -> SchedulerConfig:
+        """The keys of this class: those carried for other schedulers do not count."""
+        return SchedulerConfig({key: self.config[key] for key in self.defaults})
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """A scheduler of this class with the settings of `config` (a dictionary, or another scheduler's `.config`).

@@ -123,12 +123,12 @@ class Scheduler(Planned):
         return x, self._clipped(self._unclipped(output, x, s))
 
     def _unclipped(self, output: Tensor, x: Tensor, s: float) -> Tensor:
-        if self.config.get("variance_type") in ("learned", "learned_range"):
+        if self.settings.get("variance_type") in ("learned", "learned_range"):
             output = output[:, : x.shape[1]]  # the rest is the variance
         return PARAMETERIZATIONS[self.config.prediction_type].denoised(output, x, s)
 
     def _clipped(self, x0: Tensor) -> Tensor:
-        config = self.config
+        config = self.settings
         if config.get("thresholding"):
             return dynamic_threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
         if config.get("clip_sample"):

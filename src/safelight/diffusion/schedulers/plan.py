@@ -43,7 +43,7 @@ class Planned(Configured):
         names = ("beta_start", "beta_end", "num_train_timesteps", "trained_betas")
         self.schedule = noise_schedule(
             self.config.beta_schedule,
-            rescale_betas_zero_snr=self.config.get("rescale_betas_zero_snr", False),
+            rescale_betas_zero_snr=self.settings.get("rescale_betas_zero_snr", False),
             **{name: self.config[name] for name in names},
         )
         self.betas = self.schedule.betas.float()
@@ -65,7 +65,7 @@ class Planned(Configured):
 
     def _check(self) -> None:
         prediction = self.config.prediction_type
-        if self.config.get("use_flow_sigmas") or prediction == "flow_prediction":
+        if self.settings.get("use_flow_sigmas") or prediction == "flow_prediction":
             raise MissingPartError("flow matching models are not Stable Diffusion 1 or 2, and not supported")
         if prediction not in PREDICTION_TYPES:
             remedy = nearest(str(prediction), PREDICTION_TYPES)
@@ -109,11 +109,11 @@ class Planned(Configured):
         self._lay_out(grid, special, device)
 
     def _grid(self, steps: int, special: Mapping[str, Any]) -> Grid:
-        return make_grid(self.family, self.config, self.schedule, steps, self._final)
+        return make_grid(self.family, self.settings, self.schedule, steps, self._final)
 
     def _final(self, last: float) -> float:
         """The sigma at which a grid ends whose last sigma is `last`."""
-        name = self.config.get("final_sigmas_type", "zero")
+        name = self.settings.get("final_sigmas_type", "zero")
         if name not in ("zero", "sigma_min"):
             raise InputError(f"final_sigmas_type {name!r} is unknown", remedy="choose 'zero' or 'sigma_min'")
         return 0.0 if name == "zero" else self.schedule.sigma_min
