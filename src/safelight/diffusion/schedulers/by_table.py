@@ -139,15 +139,19 @@ class PNDMScheduler(Scheduler):
     def _start(self, index: int | None, s: float, x: Tensor, wanted: Options) -> Steps:
         if not index:
             return super()._start(index, s, x, wanted)
-        return entered(x, self._ready().grid.sigmas, index, self._start_of(index))
+        sigmas, place = self._ready().grid.sigmas, self._start_of(index)
+        if self._step_index is None:
+            return entered(x, sigmas, index, place)
+        return adams_bashforth(x, sigmas[place:], [])  # back within a run: one evaluation for each timestep left
 
 
 def entered(x: Tensor, sigmas: tuple[float, ...], index: int, place: int) -> Steps:
-    """PLMS begun at timesteps[index] with index > 0, at sigmas[place]; what diffusers makes of it.
+    """PLMS begun at timesteps[index] with index > 0, which is sigmas[place]: what diffusers makes of it.
 
     diffusers counts calls, and takes the second one for the doubled timestep of the start, which a caller who enters
-    later never asks for. So its first step is the improved Euler step, but the sample that it reaches is then taken for
-    one of the timestep after (and at index 1, for one of the timestep before, too). Equal pictures mattered more here.
+    later does not ask for. So its first step is the improved Euler step, but the sample that it reaches is then taken
+    for one of the timestep after (and at index 1, where it was begun, for one of the timestep before). Equal pictures
+    mattered more here; `sample(..., sampler="plms")` on the rest of a grid does it right.
     """
 
     def taken_for(x: Tensor, s: float, other: float) -> Tensor:
@@ -156,12 +160,10 @@ def entered(x: Tensor, sigmas: tuple[float, ...], index: int, place: int) -> Ste
     s = sigmas[place]
     x, x0 = yield x, s
     d = (x - x0) / s
-    second = index  # the place of the second evaluation, as diffusers reads it
-    if second == len(sigmas) - 1:
-        return x + (sigmas[second] - s) * d
-    s_end, s_next = sigmas[second], sigmas[second + 1]
+    if index == len(sigmas) - 1:
+        return x + (sigmas[index] - s) * d
+    before, second, after = sigmas[index - 1 : index + 2]  # diffusers' second evaluation, and the levels around it
     end = x + (sigmas[place + 1] - s) * d
-    end, x0 = yield taken_for(end, sigmas[place + 1], s_end), s_end
-    d_mean = (d + (end - x0) / s_end) / 2
-    x = taken_for(x, s, sigmas[second - 1]) + (s_end - sigmas[second - 1]) * d_mean
-    return (yield from adams_bashforth(taken_for(x, s_end, s_next), sigmas[second + 1 :], [d]))
+    end, x0 = yield taken_for(end, sigmas[place + 1], second), second
+    x = taken_for(x, s, before) + (second - before) * (d + (end - x0) / second) / 2
+    return (yield from adams_bashforth(taken_for(x, second, after), sigmas[index + 1 :], [d]))
