@@ -57,7 +57,8 @@ def test_transforms_are_undone_bit_for_bit(heads, width, inputs):
 
 
 def test_head_major_is_the_order_of_ldms_attention_block():
-    """Run LDM's AttentionBlock as its paper code does (split heads first, then q, k, v), and ours with split weights."""
+    """Run LDM's AttentionBlock as its paper code does (split heads first, then q, k, v), and ours with split
+    weights."""
     from safelight.models.attention import AttentionBlock
 
     heads, c, length = 2, 8, 5

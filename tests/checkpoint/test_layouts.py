@@ -1,4 +1,5 @@
-"""The tables against the originals' known counts, and against diffusers' own converters on whole models of unique numbers."""
+"""The tables against the originals' known counts, and against diffusers' own converters on whole models of unique
+numbers."""
 
 import pytest
 import torch

@@ -8,7 +8,6 @@ and downloaded from that commit.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from safelight.checkpoint.files import STEMS, SUFFIXES
 from safelight.errors import CheckpointError
@@ -26,26 +25,50 @@ SMALL = (
 def fetch(name: str, *, variant: str | None, revision: str | None, local_files_only: bool) -> Path:
     """Bring a hub model ("owner/model"), or one file of it ("owner/model/file.ckpt"), onto this machine.
 
-    Raises CheckpointError where it does not exist, may not be read, or is not in the cache and there is no network.
+    Where the hub cannot be reached the cache is used. Raises CheckpointError where a name does not exist, may not be
+    read, or is not in the cache and there is no network.
     """
-    import huggingface_hub as hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    owner, model, *inner = name.split("/")
-    repo, file = f"{owner}/{model}", "/".join(inner)
-    offline = local_files_only or hub.constants.HF_HUB_OFFLINE
+    try:
+        if not (local_files_only or constants.HF_HUB_OFFLINE):
+            return _download(name, variant, revision)
+    except CheckpointError:
+        raise
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        raise _failure(error, name, revision) from error
+    except Exception as error:  # what the HTTP library beneath raises changes with huggingface_hub's versions
+        return _from_cache(name, revision, error)
+    return _from_cache(name, revision)
+
+
+def _download(name: str, variant: str | None, revision: str | None) -> Path:
+    import huggingface_hub as hub
+
+    repo, file = _split(name)
+    if file:
+        return Path(hub.hf_hub_download(repo, file, revision=revision))
+    info = hub.HfApi().model_info(repo, revision=revision)
+    patterns = [*SMALL, *chosen([entry.rfilename for entry in info.siblings or []], variant, name)]
+    return Path(hub.snapshot_download(repo, revision=info.sha, allow_patterns=patterns))
+
+
+def _from_cache(name: str, revision: str | None, first: Exception | None = None) -> Path:
+    """Look in the cache alone. `first` is what went wrong with the hub before; it is told where the cache fails too."""
+    import huggingface_hub as hub
+
+    repo, file = _split(name)
     try:
         if file:
-            return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline))
-        if offline:
-            return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-        info = hub.HfApi().model_info(repo, revision=revision)
-        patterns = [*SMALL, *chosen([entry.rfilename for entry in info.siblings or []], variant, name)]
-        return Path(hub.snapshot_download(repo, revision=info.sha, allow_patterns=patterns))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        raise _failure(error, name, revision) from error
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        return _cached(repo, name, revision, error) if not file else _raise(error, name, revision)
+            return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=True))
+        return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    except (hub.errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _failure(first or error, name, revision) from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    owner, model, *inner = name.split("/")
+    return f"{owner}/{model}", "/".join(inner)
 
 
 def chosen(files: Iterable[str], variant: str | None, name: str) -> list[str]:
@@ -70,20 +93,6 @@ def chosen(files: Iterable[str], variant: str | None, name: str) -> list[str]:
             if kind == "safetensors" or (folder, "safetensors") not in found]  # fmt: skip
 
 
-def _cached(repo: str, name: str, revision: str | None, error: Exception) -> Path:
-    """Fall back on the cache where the hub cannot be reached."""
-    import huggingface_hub as hub
-
-    try:
-        return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-    except (hub.errors.HfHubHTTPError, OSError, ValueError):
-        return _raise(error, name, revision)
-
-
-def _raise(error: Exception, name: str, revision: str | None) -> Any:
-    raise _failure(error, name, revision) from error
-
-
 def _failure(error: Exception, name: str, revision: str | None) -> CheckpointError:
     from huggingface_hub import errors
 
@@ -93,7 +102,9 @@ def _failure(error: Exception, name: str, revision: str | None) -> CheckpointErr
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         what = f"is not in the cache{at}, and the hub is not to be asked or cannot be reached"
         remedy = "connect once, or name a folder or file on this machine"
-    elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.EntryNotFoundError):
+    elif isinstance(
+        error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError
+    ):
         what, remedy = f"does not exist on the hub{at}", "check its name; a private model needs `hf auth login`"
     else:
         what, remedy = (

@@ -17,8 +17,8 @@ COND_STAGE = "cond_stage_model."
 EMA = "model_ema."
 # What a training run leaves in a file beside the networks: averages, losses, the noise schedule's buffers.
 BOOKKEEPING = (
-    EMA, "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod", "posterior_",
-    "lvlb_weights", "logvar", "scale_factor",
+    EMA, "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod",
+    "posterior_", "lvlb_weights", "logvar", "scale_factor",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ Both formats of `torch.save` are known: the zip archive (torch >= 1.6) and the o
 import of the package around it, so that it starts in some 30 ms.
 """
 
+import codecs
 import io
 import json
 import math
@@ -341,7 +342,7 @@ def lock_down() -> None:
 def main() -> int:
     """Describe standard input on standard output; a refusal is a description too."""
     for codec in ("cp437", "latin-1", "ascii", "utf-8"):
-        b"".decode(codec)  # zipfile and pickle look these up: load them while importing is still allowed
+        codecs.lookup(codec)  # zipfile and pickle want these: load them while importing is still allowed
     file = open(0, "rb", closefd=False)  # noqa: SIM115  (a descriptor, not a path)
     lock_down()
     try:

@@ -1,0 +1,77 @@
+"""Hub ids against a cache laid out as huggingface_hub lays it out, with no network."""
+
+import shutil
+
+import pytest
+
+from safelight.checkpoint.hub import chosen
+from safelight.checkpoint.load import load_parts, locate
+from safelight.errors import CheckpointError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(sd1, tmp_path, monkeypatch):
+    """A cache that holds somebody/small at its main branch."""
+    repo = tmp_path / "models--somebody--small"
+    shutil.copytree(sd1, repo / "snapshots" / COMMIT)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_a_cached_model_loads_without_a_network(cache):
+    for revision in (None, "main", COMMIT):
+        assert load_parts("somebody/small", revision=revision, local_files_only=True).family == "sd1"
+
+
+def test_what_is_not_cached_is_an_error_that_says_so(cache):
+    for name, revision in (("somebody/else", None), ("somebody/small", "v2")):
+        with pytest.raises(CheckpointError, match="not in the cache") as caught:
+            load_parts(name, revision=revision, local_files_only=True)
+        assert caught.value.remedy
+
+
+def test_an_unreachable_hub_falls_back_on_the_cache(cache, monkeypatch):
+    """A closed port stands for the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert load_parts("somebody/small").family == "sd1"
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        load_parts("somebody/else")
+
+
+def test_one_file_of_a_repository(cache):
+    assert locate("somebody/small/unet/config.json", local_files_only=True).name == "config.json"
+
+
+def test_names_that_are_paths_are_never_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("./some/model", "/some/model", "some/model.safetensors", "~/some/model", tmp_path / "a" / "b"):
+        with pytest.raises(CheckpointError, match="no such file"):
+            locate(name)
+
+
+def test_only_one_form_of_the_weights_is_downloaded():
+    files = [
+        "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/diffusion_pytorch_model.bin", "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors", "text_encoder/model.fp16-00001-of-00001.safetensors",
+        "safety_checker/model.safetensors", "v1-5-pruned.ckpt", "unet/diffusion_flax_model.msgpack",
+    ]  # fmt: skip
+    assert chosen(files, None, "a/b") == [
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin",
+        "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model-00002-of-00002.safetensors",
+    ]  # fmt: skip
+    assert chosen(files, "fp16", "a/b") == [
+        "unet/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16-00001-of-00001.safetensors"
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"a/b/v1-5-pruned\.ckpt"):
+        chosen(["v1-5-pruned.ckpt"], None, "a/b")

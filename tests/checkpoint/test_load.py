@@ -1,0 +1,396 @@
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, StableDiffusionPipeline, UNet2DModel, VQModel
+from safetensors.torch import load_file, save_file
+
+from conftest import same_weights, small_pipeline
+from safelight.checkpoint.errors import (
+    CorruptFile,
+    KeyMismatch,
+    NonFiniteWeights,
+    UnknownClass,
+    UnsafePickle,
+    WrongModel,
+    WrongShape,
+)
+from safelight.checkpoint.load import load_autoencoder, load_parts, load_text_encoder, load_unet
+from safelight.errors import CheckpointError, InputError, MissingPartError
+
+IDS = torch.tensor([[49406, 320, 2368, 49407, 49407]])
+
+
+def agrees_with_diffusers(parts, folder: Path) -> bool:
+    """Whether the networks compute what diffusers' and transformers' do on the folder's weights."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64)
+    with torch.no_grad():
+        pairs = [
+            (parts.unet(x, 7, context), pipe.unet(x, 7, context).sample),
+            (parts.autoencoder.decode_raw(x), pipe.vae.decode(x).sample),
+            (parts.text_encoder(IDS).last_hidden_state, pipe.text_encoder(IDS).last_hidden_state),
+        ]
+    return all(torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5) for ours, theirs in pairs)
+
+
+def test_a_folder_computes_what_diffusers_computes(sd1):
+    parts = load_parts(sd1)
+    assert agrees_with_diffusers(parts, sd1)
+    assert (parts.family, parts.prediction_type, parts.prediction_from) == ("sd1", "epsilon", "config")
+    assert parts.tokenizer.encode("a cat") == [320, 2368]
+    assert parts.scheduler_config["_class_name"] == "PNDMScheduler"
+    assert not parts.unet.training
+
+
+def test_sd2_folder(sd2):
+    parts = load_parts(sd2)
+    assert agrees_with_diffusers(parts, sd2)
+    assert (parts.family, parts.prediction_type, parts.prediction_from) == ("sd2", "v_prediction", "config")
+
+
+def test_a_single_file_is_the_folder(sd1, sd1_file):
+    folder, single = load_parts(sd1), load_parts(str(sd1_file))
+    for part in ("unet", "autoencoder", "text_encoder"):
+        assert same_weights(getattr(folder, part), getattr(single, part))
+        assert getattr(folder, part).config == getattr(single, part).config
+    assert single.family == "sd1"
+
+
+@pytest.mark.parametrize("shape", ["state_dict", "flat", "legacy", "safetensors"])
+def test_files_from_elsewhere(sd1, sd1_tensors, tmp_path, shape):
+    """Without our metadata: the configs come from names and shapes, the betas from the file."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    tensors = sd1_tensors | {"betas": betas.float(), "alphas_cumprod": (1 - betas).cumprod(0).float()}
+    path = tmp_path / f"model.{'safetensors' if shape == 'safetensors' else 'ckpt'}"
+    if shape == "safetensors":
+        save_file(tensors, path)
+    else:
+        whole = {"state_dict": tensors, "global_step": 470000} if shape != "flat" else tensors
+        torch.save(whole, path, _use_new_zipfile_serialization=shape != "legacy")
+    parts = load_parts(path)
+    assert agrees_with_diffusers(parts, sd1)
+    assert (parts.family, parts.prediction_type, parts.prediction_from) == ("sd1", "epsilon", "family")
+    assert parts.scheduler_config["beta_start"] == 0.00085
+    assert parts.scheduler_config["beta_end"] == 0.012
+    assert "trained_betas" not in parts.scheduler_config
+    assert parts.global_step == (470000 if shape in ("state_dict", "legacy") else None)
+
+
+def test_betas_of_their_own_are_kept(sd1_tensors, tmp_path):
+    save_file(sd1_tensors | {"betas": torch.linspace(0.001, 0.02, 500)}, tmp_path / "m.safetensors")
+    config = load_parts(tmp_path / "m.safetensors").scheduler_config
+    assert config["num_train_timesteps"] == len(config["trained_betas"]) == 500
+
+
+@pytest.mark.parametrize("change", ["missing", "float"])
+def test_position_ids_may_be_missing_or_floats(sd1_tensors, tmp_path, change):
+    name = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    positions = sd1_tensors[name]
+    tensors = {key: tensor for key, tensor in sd1_tensors.items() if key != name}
+    save_file(tensors | ({name: positions.float()} if change == "float" else {}), tmp_path / "m.safetensors")
+    assert load_parts(tmp_path / "m.safetensors").text_encoder is not None
+
+
+def test_old_merges_lack_text_model(sd1, sd1_tensors, tmp_path):
+    save_file({key.replace(".text_model.", "."): t for key, t in sd1_tensors.items()}, tmp_path / "m.safetensors")
+    assert agrees_with_diffusers(load_parts(tmp_path / "m.safetensors"), sd1)
+
+
+def test_moving_averages(sd1_tensors, tmp_path):
+    averages = {
+        "model_ema." + key.removeprefix("model.").replace(".", ""): tensor + 1
+        for key, tensor in sd1_tensors.items()
+        if key.startswith("model.")
+    }
+    path = tmp_path / "full.ckpt"
+    torch.save({"state_dict": sd1_tensors | averages | {"model_ema.decay": torch.tensor(0.9999)}}, path)
+    bias = sd1_tensors["model.diffusion_model.out.2.bias"]
+    assert torch.equal(load_parts(path).unet.conv_out.bias, bias)  # Stable Diffusion: the weights themselves
+    assert torch.equal(load_parts(path, ema=False).unet.conv_out.bias, bias)
+    assert torch.equal(load_parts(path, ema=True).unet.conv_out.bias, bias + 1)
+    del averages["model_ema.diffusion_modelout2bias"]
+    torch.save({"state_dict": sd1_tensors | averages}, path)
+    with pytest.raises(CheckpointError, match=r"moving average of 1 weights.*out\.2\.bias"):
+        load_parts(path, ema=True)
+
+
+def test_variants_shards_and_bins(clip_tokenizer, sd1, tmp_path):
+    pipe = small_pipeline(clip_tokenizer).to(torch.float16)
+    pipe.save_pretrained(tmp_path / "m", variant="fp16", max_shard_size="200KB")
+    assert list((tmp_path / "m" / "unet").glob("*-of-*"))
+    parts = load_parts(tmp_path / "m", variant="fp16")
+    assert parts.unet.conv_in.weight.dtype == torch.float16
+    with pytest.raises(CheckpointError, match="variant='fp16'"):
+        load_parts(tmp_path / "m")
+    small_pipeline(clip_tokenizer).save_pretrained(tmp_path / "b", safe_serialization=False)
+    assert list((tmp_path / "b" / "unet").glob("*.bin"))
+    for part in ("unet", "autoencoder"):
+        assert same_weights(getattr(load_parts(tmp_path / "b"), part), getattr(load_parts(sd1), part))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype_is_the_one_asked_for(sd1_file, dtype):
+    parts = load_parts(sd1_file, dtype=dtype)
+    for network in (parts.unet, parts.autoencoder, parts.text_encoder):
+        assert {p.dtype for p in network.parameters()} == {dtype}
+
+
+def test_mixed_precisions_become_the_widest_and_eight_bits_become_sixteen(sd1_tensors, tmp_path):
+    tensors = {
+        key: t.half() if "down" in key or "input" in key else t
+        for key, t in sd1_tensors.items()
+        if t.is_floating_point()
+    }
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    parts = load_parts(tmp_path / "mixed.safetensors")
+    assert {p.dtype for p in parts.unet.parameters()} == {torch.float32}
+    save_file({key: t.clamp(-9, 9).to(torch.float8_e4m3fn) for key, t in tensors.items()}, tmp_path / "f8.safetensors")
+    assert {p.dtype for p in load_parts(tmp_path / "f8.safetensors").unet.parameters()} == {torch.float16}
+
+
+def test_the_older_names_of_diffusers_attention(sd1, tmp_path):
+    shutil.copytree(sd1, tmp_path / "old")
+    weights = tmp_path / "old" / "vae" / "diffusion_pytorch_model.safetensors"
+    words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = load_file(weights)
+    for new, word in words.items():
+        renamed = {key.replace(f".{new}.", f".{word}."): tensor for key, tensor in renamed.items()}
+    save_file(renamed, weights)
+    assert same_weights(load_parts(tmp_path / "old").autoencoder, load_parts(sd1).autoencoder)
+
+
+@pytest.mark.parametrize(
+    "form", ["own folder", "model folder", "compvis file", "diffusers file", "whole model", "ckpt with loss"]
+)
+def test_another_autoencoder(clip_tokenizer, sd1, sd1_file, sd1_tensors, tmp_path, form):
+    torch.manual_seed(1)
+    vae = AutoencoderKL.from_pretrained(sd1, subfolder="vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(0.5)
+    prefix = "first_stage_model."
+    stage = {key.removeprefix(prefix): t for key, t in sd1_tensors.items() if key.startswith(prefix)}
+    stage["decoder.conv_out.bias"] = torch.full((3,), 0.5)
+    path = tmp_path / {"own folder": "vae", "model folder": "m", "ckpt with loss": "v.pt"}.get(form, "v.safetensors")
+    if form == "own folder":
+        vae.save_pretrained(path)
+    elif form == "model folder":
+        pipe = small_pipeline(clip_tokenizer)
+        pipe.register_modules(vae=vae)
+        pipe.save_pretrained(path)
+    elif form == "diffusers file":
+        save_file(vae.state_dict(), path)
+    elif form == "whole model":
+        save_file(sd1_tensors | {prefix + key: t for key, t in stage.items()}, path)
+    elif form == "ckpt with loss":
+        torch.save({"state_dict": stage | {"loss.logvar": torch.zeros(())}}, path)
+    else:
+        save_file(stage, path)
+    for parts in (load_parts(sd1, vae=path), load_parts(sd1_file, vae=path)):
+        assert parts.autoencoder.decoder.conv_out.bias.tolist() == [0.5] * 3
+        assert parts.autoencoder.config.scaling_factor == 0.18215
+        assert torch.equal(parts.autoencoder.encoder.conv_in.weight, vae.encoder.conv_in.weight)
+
+
+def test_single_networks(sd1):
+    parts = load_parts(sd1)
+    assert same_weights(load_unet(sd1 / "unet"), parts.unet)
+    assert same_weights(load_autoencoder(sd1), parts.autoencoder)
+    assert same_weights(load_text_encoder(sd1), parts.text_encoder)
+
+
+def test_an_unconditional_ldm(tmp_path):
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(32, 64), layers_per_block=1,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=32)  # fmt: skip
+    vqvae = VQModel(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(32, 64),
+                    latent_channels=3, num_vq_embeddings=16)  # fmt: skip
+    LDMPipeline(vqvae=vqvae, unet=unet, scheduler=DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path / "ldm")
+    parts = load_parts(tmp_path / "ldm")
+    assert (parts.family, parts.text_encoder, parts.prediction_type) == ("ldm", None, "epsilon")
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(parts.unet(x, 3), unet.eval()(x, 3).sample, atol=1e-5)
+        assert torch.allclose(parts.autoencoder.decode_raw(x), vqvae.eval().decode(x).sample, atol=1e-5)
+
+
+def test_prediction_type(sd1, sd2, tmp_path):
+    assert load_parts(sd1, prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert load_parts(sd1, prediction_type="v_prediction").scheduler_config["prediction_type"] == "v_prediction"
+    with pytest.raises(InputError, match="epsilon"):
+        load_parts(sd1, prediction_type="epsylon")
+    shutil.copytree(sd2, tmp_path / "m")
+    path = tmp_path / "m" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "flow_prediction"))
+    with pytest.raises(CheckpointError, match="flow_prediction"):
+        load_parts(tmp_path / "m")
+
+
+# Bad input
+
+
+def edited(sd1: Path, tmp_path: Path, file: str, change) -> Path:
+    folder = tmp_path / "bad"
+    shutil.copytree(sd1, folder)
+    path = folder / file
+    if file.endswith(".json"):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+    return folder
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+BAD = {
+    "missing key": (UNET, lambda t: t.pop("conv_in.bias"), KeyMismatch, r"conv_in\.bias"),
+    "renamed key": (UNET, lambda t: t.update({"conv_inn.bias": t.pop("conv_in.bias")}), KeyMismatch, r"did you mean conv_inn\.bias"),
+    "unknown key": (UNET, lambda t: t.update({"conv_im.weight": torch.ones(1)}), KeyMismatch, r"conv_in\.weight"),
+    "wrong shape": (UNET, lambda t: t.update({"conv_in.bias": torch.ones(3)}), WrongShape, r"\(3,\), the network needs \(32,\)"),
+    "NaN": (UNET, lambda t: t["conv_in.bias"].fill_(torch.nan), NonFiniteWeights, r"conv_in\.bias"),
+    "infinity": ("vae/diffusion_pytorch_model.safetensors", lambda t: t["quant_conv.bias"].fill_(-torch.inf), NonFiniteWeights, "quant_conv"),
+    "unknown pipeline": ("model_index.json", lambda c: c.update(_class_name="StableDiffusionPipelin"), UnknownClass, "did you mean"),
+    "SDXL": ("model_index.json", lambda c: c.update(_class_name="StableDiffusionXLPipeline"), WrongModel, "Stable Diffusion XL"),
+    "unknown part class": ("model_index.json", lambda c: c.update(unet=["evil", "System"]), UnknownClass, "System"),
+    "part is no pair": ("model_index.json", lambda c: c.update(unet="UNet2DConditionModel"), CorruptFile, "unet"),
+    "unknown unet class": ("unet/config.json", lambda c: c.update(_class_name="os.system"), UnknownClass, r"os\.system"),
+    "remote code": ("unet/config.json", lambda c: c.update(auto_map={"AutoModel": "evil.py"}), UnknownClass, "auto_map"),
+    "unknown block": ("unet/config.json", lambda c: c.update(down_block_types=["Evil"] * 4), CheckpointError, "Evil"),
+    "unknown field": ("unet/config.json", lambda c: c.update(evil=1), CheckpointError, "evil"),
+    "wrong type": ("unet/config.json", lambda c: c.update(block_out_channels="big"), CheckpointError, "unet/config.json"),
+    "absurd size": ("unet/config.json", lambda c: c.update(layers_per_block=10**9), CorruptFile, "layers_per_block"),
+    "other config": ("unet/config.json", lambda c: c.update(cross_attention_dim=48), WrongShape, "the network needs"),
+    "unknown scheduler": ("scheduler/scheduler_config.json", lambda c: c.update(_class_name="FlowMatchEuler"), UnknownClass, "FlowMatch"),
+    "text model": ("text_encoder/config.json", lambda c: c.update(architectures=["T5EncoderModel"]), UnknownClass, "T5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_folders(sd1, tmp_path, kind):
+    file, change, error, message = BAD[kind]
+    folder = edited(sd1, tmp_path, file, change)
+    start = time.perf_counter()
+    with pytest.raises(error, match=message) as caught:
+        load_parts(folder)
+    assert time.perf_counter() - start < 1
+    assert str(folder) in str(caught.value.path)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("content", ["", "nope", "[]", "[" * 100_000, '{"_class_name": 3}'])
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_configs_that_are_no_configs(sd1, tmp_path, file, content):
+    folder = tmp_path / "bad"
+    shutil.copytree(sd1, folder)
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_parts(folder)
+    assert str(folder) in str(caught.value.path)
+
+
+def test_folders_that_are_no_models(sd1, sd1_file, tmp_path):
+    with pytest.raises(CheckpointError, match="empty folder"):
+        load_parts(tmp_path)
+    with pytest.raises(CheckpointError, match="one network"):
+        load_parts(sd1 / "unet")
+    with pytest.raises(CheckpointError, match=r"sd1\.safetensors"):
+        load_parts(sd1_file.parent)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_parts(tmp_path / "nothing.safetensors")
+    shutil.copytree(sd1, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        load_parts(tmp_path / "m")
+    with pytest.raises(InputError, match="ema="):
+        load_parts(sd1, ema=True)
+
+
+def without(tensors, prefix):
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+
+
+def test_bad_single_files(sd1_tensors, tmp_path):
+    path = tmp_path / "m.safetensors"
+    cases = [
+        (without(sd1_tensors, "model.diffusion_model.out.2.bias"), KeyMismatch, r"out\.2\.bias"),
+        (without(sd1_tensors, "first_stage_model.decoder.conv_in.bias"), KeyMismatch, r"decoder\.conv_in\.bias"),
+        (sd1_tensors | {"model.diffusion_model.extra.weight": torch.ones(1)}, KeyMismatch, "extra"),
+        (sd1_tensors | {"somebody.elses": torch.ones(1)}, KeyMismatch, "somebody"),
+        (sd1_tensors | {"first_stage_model.quant_conv.bias": torch.ones(7)}, WrongShape, r"quant_conv\.bias"),
+        (
+            sd1_tensors | {"model.diffusion_model.out.2.bias": torch.full((4,), torch.nan)},
+            NonFiniteWeights,
+            r"out\.2\.bias",
+        ),
+        (without(sd1_tensors, "first_stage_model"), MissingPartError, "vae="),
+        (
+            {"lora_unet_mid.lora_up.weight": torch.ones(2, 2), "lora_unet_mid.lora_down.weight": torch.ones(2, 2)},
+            WrongModel,
+            "LoRA",
+        ),
+    ]
+    for tensors, error, message in cases:
+        save_file(tensors, path)
+        start = time.perf_counter()
+        with pytest.raises(error, match=message) as caught:
+            load_parts(path)
+        assert time.perf_counter() - start < 1
+        assert caught.value.remedy
+    save_file(cases[5][0], path)
+    assert load_parts(path, check_finite=False).unet.conv_out.bias.isnan().all()
+
+
+def test_a_hostile_checkpoint_in_a_folder(sd1, tmp_path):
+    import os
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    folder = tmp_path / "m"
+    shutil.copytree(sd1, folder)
+    (folder / UNET).unlink()
+    torch.save({"conv_in.weight": torch.ones(1), "x": Evil()}, folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UnsafePickle, match="system"):
+        load_parts(folder)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_text_encoder_is_optional_in_a_single_file(sd1_tensors, tmp_path):
+    save_file(without(sd1_tensors, "cond_stage_model"), tmp_path / "m.safetensors")
+    parts = load_parts(tmp_path / "m.safetensors", prediction_type="epsilon")
+    assert parts.text_encoder is None
+    assert parts.tokenizer is None
+
+
+MEASURE = """
+import sys, torch, resource
+from safelight.checkpoint.build import Plan, on_meta
+from safelight.checkpoint.files import open_file
+from safelight.checkpoint.keymap import identity
+def anonymous():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1024
+from pathlib import Path
+net = on_meta(lambda: torch.nn.ModuleList(torch.nn.Linear(1024, 1024) for _ in range(24)))
+file = open_file(Path(sys.argv[1]))
+before = anonymous()
+Plan(net, file, identity(net.state_dict())).fill(dtype=getattr(torch, sys.argv[2]))
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 8), ("float16", 60)])
+def test_loading_takes_no_more_memory_than_the_weights(tmp_path, dtype, most):
+    """96 MiB in float32: mapped they take nothing, cast to float16 their 48 MiB and one tensor beside."""
+    path = tmp_path / "big.safetensors"
+    save_file(torch.nn.ModuleList(torch.nn.Linear(1024, 1024) for _ in range(24)).state_dict(), path)
+    done = subprocess.run([sys.executable, "-c", MEASURE, path, dtype], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < most
