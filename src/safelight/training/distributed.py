@@ -5,7 +5,7 @@ carries host values goes over gloo, so that no accelerator is waited for.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -88,13 +88,17 @@ class World:
         return box[0]
 
 
-def replicate(modules: dict[str, nn.Module], world: World, how: Parallel) -> None:
+def replicate(
+    modules: dict[str, nn.Module], optimizers: Iterable[torch.optim.Optimizer], world: World, how: Parallel
+) -> None:
     """Make the modules, in their places in the dict, meet the other processes' gradients. One process: nothing to do.
 
-    "ddp" keeps a whole copy on every process. "fsdp" keeps 1/size of weights, moments and averages on each (FSDP2).
+    "ddp" keeps a whole copy on every process. "fsdp" keeps 1/size of weights, moments and averages on each (FSDP2); the
+    optimizers are given the shards in place of the parameters, so they must not have made a step yet.
     """
     if world.size == 1:
         return
+    before = {name: list(module.parameters()) for name, module in modules.items()}
     for name, module in modules.items():
         if how == "fsdp":
             for block in _blocks(module):
@@ -104,6 +108,10 @@ def replicate(modules: dict[str, nn.Module], world: World, how: Parallel) -> Non
             # Looking for unused parameters also keeps DDP from regrouping its buckets after the first step, so that
             # sums over three and more processes round after a resume as they would have without the interruption.
             modules[name] = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+    now = {old: new for name in modules for old, new in zip(before[name], modules[name].parameters(), strict=True)}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [now[parameter] for parameter in group["params"]]
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -136,9 +144,9 @@ def sharded(modules: Mapping[str, nn.Module]) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor, whole, on the CPU; a sharded one is put together by all processes."""
+    """A tensor, whole, on the CPU, copied only if it must be; a sharded one is put together by all processes."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().to("cpu", copy=True)
+    return full.detach().cpu()
 
 
 @torch.no_grad()

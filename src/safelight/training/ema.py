@@ -58,6 +58,11 @@ class Power:
 Profile = Exponential | Power
 
 
+def profiles(decay: float, lengths: Sequence[float]) -> list[Profile]:
+    """The averages that a run keeps; the first is the one it draws with."""
+    return [*([Exponential(decay)] if decay else []), *(Power(length) for length in lengths)]
+
+
 def exponent(sigma_rel: float) -> float:
     """γ of the power function t^γ whose standard deviation is `sigma_rel` (Karras et al. 2024, algorithm 2).
 

@@ -49,7 +49,7 @@ def save_state(folder: Path, state: State, *, keep: int = KEPT) -> Path:
 
     Raises CheckpointError where the disk refuses; then what was there is there still.
     """
-    path = folder / f"step-{state.step:08d}"
+    path = folder / step_name(state.step)
     with replacing_folder(path, is_ours=_is_checkpoint) as temporary:
         for stem, tensors in state.tensors.items():
             write_safetensors(temporary / f"{stem}.safetensors", outgoing(tensors))
@@ -60,6 +60,11 @@ def save_state(folder: Path, state: State, *, keep: int = KEPT) -> Path:
     for old in found(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def step_name(step: int) -> str:
+    """The name of what belongs to a step; names sort as steps do."""
+    return f"step-{step:08d}"
 
 
 def _is_checkpoint(path: Path) -> bool:
