@@ -6,6 +6,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from safelight.errors import InputError, NonFiniteError
 from safelight.training.metrics import (
@@ -44,19 +45,17 @@ def pictures(size=24, seed=0):
 
 
 def test_psnr_is_scikit_images():
-    metrics = pytest.importorskip("skimage.metrics")
     x, y = pictures()
-    wanted = [metrics.peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=2) for a, b in zip(x, y, strict=True)]
+    wanted = [peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=2) for a, b in zip(x, y, strict=True)]
     assert psnr(x, y).tolist() == pytest.approx(wanted, rel=1e-12)
     assert psnr((x + 1) / 2, (y + 1) / 2, data_range=1).tolist() == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [11, 12, 40])
 def test_ssim_is_scikit_images(size):
-    metrics = pytest.importorskip("skimage.metrics")
     x, y = pictures(size)
     options = {"data_range": 2, "channel_axis": 0, "gaussian_weights": True, "use_sample_covariance": False}
-    wanted = [metrics.structural_similarity(a.numpy(), b.numpy(), **options) for a, b in zip(x, y, strict=True)]
+    wanted = [structural_similarity(a.numpy(), b.numpy(), **options) for a, b in zip(x, y, strict=True)]
     assert ssim(x, y).tolist() == pytest.approx(wanted, rel=1e-9)
 
 
