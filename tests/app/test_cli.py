@@ -43,7 +43,11 @@ def test_redraws_and_inpaints_files(tmp_path):
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "mask.png")
     common = ("--steps", 2, "--seed", 1, "--out", tmp_path / "out")
-    for arguments in (("image2image", "a fox", "in.png"), ("variations", "in.png"), ("inpaint", "a hat", "in.png", "mask.png")):
+    for arguments in (
+        ("image2image", "a fox", "in.png"),
+        ("variations", "in.png"),
+        ("inpaint", "a hat", "in.png", "mask.png"),
+    ):
         drawn = run(*arguments, *common, cwd=tmp_path)
         assert drawn.returncode == 0, drawn.stderr
         assert Image.open(drawn.stdout.strip()).size == (64, 64)

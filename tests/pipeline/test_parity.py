@@ -32,7 +32,9 @@ def folder(tmp_path_factory):
         up_block_types=("UpDecoderBlock2D",) * 4, sample_size=128,
     )  # fmt: skip
     text = CLIPTextModel(
-        CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, eos_token_id=49407)
+        CLIPTextConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, eos_token_id=49407
+        )
     )
     pipe = diffusers.StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=CLIPTokenizer.from_pretrained(folder / "clip"), unet=unet,
@@ -58,16 +60,18 @@ def psnr(a, b):
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
+LINSPACE = {"timestep_spacing": "linspace"}
 DDIM = {"sampler": "ddim", "grid": "leading", "grid_options": {"final_sigma": "sigma_min"}}
+K = {"grid": "linspace", "initial_noise": "sigma"}  # k-diffusion's way, which diffusers' Euler and Heun follow
 CASES = [
     ("DDIMScheduler", {}, DDIM),
-    ("DDIMScheduler", {"timestep_spacing": "trailing"}, DDIM | {"grid": "trailing", "steps": 10}),
-    ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "euler", "grid": "linspace", "initial_noise": "sigma"}),
-    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "euler_ancestral", "grid": "linspace", "initial_noise": "sigma"}),
-    ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "linspace"}, {"sampler": "euler", "initial_noise": "sigma"}),
-    ("HeunDiscreteScheduler", {"timestep_spacing": "linspace"}, {"sampler": "heun", "grid": "linspace", "initial_noise": "sigma"}),
+    ("DDIMScheduler", {"timestep_spacing": "trailing"}, DDIM | {"grid": "trailing"}),
+    ("EulerDiscreteScheduler", LINSPACE, K | {"sampler": "euler"}),
+    ("EulerAncestralDiscreteScheduler", LINSPACE, K | {"sampler": "euler_ancestral"}),
+    ("EulerDiscreteScheduler", LINSPACE | {"use_karras_sigmas": True}, K | {"sampler": "euler", "grid": "karras"}),
+    ("HeunDiscreteScheduler", LINSPACE, K | {"sampler": "heun"}),
     ("PNDMScheduler", {"skip_prk_steps": True}, DDIM | {"sampler": "plms"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("scheduler", "config", "ours"), CASES, ids=lambda case: str(case)[:40])
@@ -77,7 +81,9 @@ def test_text_to_image(folder, pipe, scheduler, config, ours, guidance):
     pipe.scheduler = getattr(diffusers, scheduler).from_config(base, **config)
     ours = {"steps": 10} | ours
     words = {"prompt": "a red fox, résumé", "negative_prompt": "a hat", "guidance_scale": guidance}
-    theirs = pipe(**words, num_inference_steps=ours["steps"], generator=torch.Generator().manual_seed(4), width=128, height=96)
+    theirs = pipe(
+        **words, num_inference_steps=ours["steps"], generator=torch.Generator().manual_seed(4), width=128, height=96
+    )
     model = safelight.load(folder)
     drawn = safelight.text_to_image(model, **words, **ours, seed=4, width=128, height=96)
     assert psnr(drawn[0], theirs.images[0]) >= 60

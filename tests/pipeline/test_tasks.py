@@ -198,7 +198,8 @@ def test_nan_is_an_error_and_never_a_black_picture(model):
 
 def test_tiled_decode_is_close(model):
     whole, tiled = (
-        safelight.text_to_image(model, "a fox", width=640, height=576, steps=1, seed=0, tile=t) for t in ("never", "always")
+        safelight.text_to_image(model, "a fox", width=640, height=576, steps=1, seed=0, tile=t)
+        for t in ("never", "always")
     )
     assert tiled[0].size == whole[0].size
     assert np.abs(pixels(whole[0]) - pixels(tiled[0])).mean() < 8

@@ -1,1 +1,1 @@
-"""The command line (and, in a later issue, the server and the page), all from one request schema: see pipeline/fields.py."""
+"""The command line, made from the same annotations as the tasks (see pipeline/fields.py)."""

@@ -23,8 +23,12 @@ from safelight.pipeline.tasks import TASKS
 
 DEFAULT_MODEL = "random"
 
-app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help=f'Safelight {__version__}: latent diffusion. Draw with: safelight "a red fox in the snow"')  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=f'Safelight {__version__}: latent diffusion. Draw with: safelight "a red fox in the snow"',
+)
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single file or hub id of a model")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
@@ -32,11 +36,28 @@ DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloa
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
+# What every drawing command takes around its task's own keywords: name -> (default, option)
+AROUND: dict[str, tuple[Any, Any]] = {
+    "model": (DEFAULT_MODEL, ModelOption),
+    "device": (None, DeviceOption),
+    "dtype": (None, DtypeOption),
+    "out": (Path("outputs"), OutOption),
+    "as_json": (False, JsonOption),
+}
+
 
 def main() -> None:
-    """Entry point of `safelight`. Words that are no command are a prompt: `safelight "a fox"` is `safelight text2image "a fox"`."""
+    """Entry point of `safelight`.
+
+    Words that are no command are a prompt: `safelight "a fox"` is `safelight text2image "a fox"`.
+    """
     arguments = sys.argv[1:]
-    if arguments and arguments[0] not in COMMANDS | {"--help", "--version", "--install-completion", "--show-completion"}:
+    if arguments and arguments[0] not in COMMANDS | {
+        "--help",
+        "--version",
+        "--install-completion",
+        "--show-completion",
+    }:
         arguments = ["text2image", *arguments]
     app(arguments, prog_name="safelight")
 
@@ -69,18 +90,13 @@ def drawing_command(task: Callable[..., Any]) -> Callable[..., Any]:
     """The command of a task: its required keywords as arguments, the others as options, and how to load and save."""
 
     def command(**given: Any) -> None:
-        draw(task, given.pop("model"), given.pop("device"), given.pop("dtype"), given.pop("out"), given.pop("json"), given)
+        around = {name: given.pop(name) for name in AROUND}
+        draw(task, given, **around)
 
     own = [as_option(p) for p in parameters(task).values() if not _field(p).exclude]
-    shared = [
-        Parameter("model", Parameter.KEYWORD_ONLY, default=DEFAULT_MODEL, annotation=ModelOption),
-        Parameter("device", Parameter.KEYWORD_ONLY, default=None, annotation=DeviceOption),
-        Parameter("dtype", Parameter.KEYWORD_ONLY, default=None, annotation=DtypeOption),
-        Parameter("out", Parameter.KEYWORD_ONLY, default=Path("outputs"), annotation=OutOption),
-        Parameter("json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
-    ]
-    command.__signature__ = Signature(own + shared)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in own + shared}
+    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in AROUND.items()]
+    command.__signature__ = Signature(own + around)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in own + around}
     command.__doc__ = (task.__doc__ or "").split("\n\n")[0]
     return answers(command)
 
@@ -102,21 +118,28 @@ def _field(parameter: Parameter) -> Any:
 
 
 def draw(
-    task: Callable[..., Any], name: str, device: str | None, dtype: str | None, out: Path, as_json: bool, given: dict[str, Any]
+    task: Callable[..., Any],
+    given: dict[str, Any],
+    *,
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Load, draw with a progress bar, write PNGs, and tell where they are."""
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
     from safelight.pipeline.pictures import save_png
 
-    if name == "random":
-        say("There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"
-            "Name a model of yours with --model.")  # fmt: skip
-    with Progress(f"loading {name}") as progress:
-        model = load(name, device=device, dtype=dtype)
-        pictures = task(model, watch=progress.watch, **given)
-    stem = re.sub(r"[^\w]+", "-", str(given.get("prompt") or Path(str(given.get("image", "picture"))).stem).lower())
-    stem = stem.strip("-")[:48] or "picture"
+    if model == "random":
+        say(
+            "There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"
+            "Name a model of yours with --model."
+        )
+    with Progress(f"loading {model}") as progress:
+        pictures = task(load(model, device=device, dtype=dtype), watch=progress.watch, **given)
+    stem = file_stem(given.get("prompt") or Path(str(given.get("image", "picture"))).stem)
     rows = []
     for image, seed in zip(pictures.images, pictures.seeds, strict=True):
         path = save_png(image, out / f"{stem}-{seed}.png")
@@ -124,7 +147,12 @@ def draw(
         if not as_json:
             typer.echo(path)
     if as_json:
-        typer.echo(json.dumps({"model": name, "pictures": rows}))
+        typer.echo(json.dumps({"model": model, "pictures": rows}))
+
+
+def file_stem(words: str) -> str:
+    """Words as the beginning of a file's name."""
+    return re.sub(r"\W+", "-", words.lower()).strip("-")[:48].strip("-") or "picture"
 
 
 for _name, _task in TASKS.items():
@@ -137,7 +165,9 @@ def convert(
     source: Annotated[str, typer.Argument(help="folder, single file or hub id")],
     target: Annotated[Path, typer.Argument(help="a new folder, or a name that ends in .safetensors")],
     dtype: Annotated[str | None, typer.Option(help="store in another precision; by default the source's")] = None,
-    prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if the file does not say")] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon or v_prediction, if the file does not say")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite a model as a diffusers folder, or as a single file in the CompVis layout."""
@@ -151,7 +181,9 @@ def convert(
 @answers
 def tokens(
     text: Annotated[str, typer.Argument(help="the prompt to take apart")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="a model whose tokenizer to use; by default CLIP's")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="a model whose tokenizer to use; by default CLIP's")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how a prompt is cut into tokens: position, id, piece and chunk."""

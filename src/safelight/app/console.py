@@ -48,11 +48,11 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def watch(self, step: "Step") -> None:
         """Note one evaluation."""
-        self._bar.update(
-            self._task, description=f"sigma {step.sigma:.2f}", completed=step.index + 1, total=step.total
-        )
+        self._bar.update(self._task, description=f"sigma {step.sigma:.2f}", completed=step.index + 1, total=step.total)

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("torch", "safetensors", "tokenizers", "huggingface_hub", "numpy", "Pillow", "pydantic", "typer", "rich")
@@ -17,7 +18,7 @@ def examine() -> dict[str, Any]:
     import safelight
 
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    home = os.path.expanduser("~")
+    home = str(Path.home())
     return {
         "safelight": safelight.__version__,
         "python": platform.python_version(),

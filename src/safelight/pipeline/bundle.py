@@ -79,7 +79,9 @@ class LatentDiffusion:
         factor, native = self.autoencoder.config.factor, self.unet.config.sample_size
         for name, pixels in (("width", width), ("height", height)):
             if pixels is not None and pixels % factor:
-                raise InputError(f"{name}={pixels} is not a multiple of {factor}", remedy=f"use {pixels - pixels % factor}")
+                raise InputError(
+                    f"{name}={pixels} is not a multiple of {factor}", remedy=f"use {pixels - pixels % factor}"
+                )
         sides = native if isinstance(native, tuple | list) else (native or 64, native or 64)
         return (height // factor if height else sides[0], width // factor if width else sides[1])
 

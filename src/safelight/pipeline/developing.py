@@ -47,7 +47,7 @@ def develop(
         prompt: words, or an encoded `Condition`.
         settings: complete, see `Settings`.
         size: the latent's (h, w); by default that of `latent`.
-        latent: (1, C, h, w) to start from, noised to the level at which `strength` begins; None starts from noise alone.
+        latent: (1, C, h, w) to start from, noised to where `strength` begins; None starts from noise alone.
         strength: the share of the grid to walk.
         concat: (1, C', h, w), further input channels of the U-Net.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).

@@ -41,15 +41,21 @@ class Settings(TypedDict, total=False):
     guidance_end: Annotated[
         float, Field(default=1.0, ge=0, le=1, description="share of the run after which guidance ends")
     ]
-    sampler: Annotated[str, Field(default="dpmpp_2m", description="how to walk from noise to picture; see `safelight samplers`")]
-    grid: Annotated[str, Field(default="karras", description="the noise levels to walk through; see `safelight samplers`")]
+    sampler: Annotated[
+        str, Field(default="dpmpp_2m", description="how to walk from noise to picture; see `safelight samplers`")
+    ]
+    grid: Annotated[
+        str, Field(default="karras", description="the noise levels to walk through; see `safelight samplers`")
+    ]
     eta: Annotated[
         float | None,
         Field(default=None, ge=0, le=1, description="noise added by ddim and the ancestral samplers, as a share"),
     ]
     seed: Annotated[
         int | None,
-        Field(default=None, ge=0, lt=2**63, description="picture k is the picture of seed + k; by default a fresh seed"),
+        Field(
+            default=None, ge=0, lt=2**63, description="picture k is the picture of seed + k; by default a fresh seed"
+        ),
     ]
     count: Annotated[int, Field(default=1, ge=1, le=10000, description="pictures for each prompt")]
     batch_size: Annotated[
@@ -131,6 +137,8 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name, message = str(first["loc"][0]), first["msg"]
-        what = f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}" if name in values else f"{name} is missing"
+        what = (
+            f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}" if name in values else f"{name} is missing"
+        )
         raise InputError(what, remedy=f"{name}: {model.model_fields[name].description}") from None
     return {name: getattr(request, name) for name in model.model_fields}

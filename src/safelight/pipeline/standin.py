@@ -14,7 +14,6 @@ from safelight.models.unet import UNet
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.text.tokenizer import Tokenizer
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -25,7 +24,9 @@ def random_model(seed: int = 0) -> LatentDiffusion:
     """
     unet = replace(UNETS["sd15"], block_out_channels=(32, 64, 96, 96), cross_attention_dim=64, sample_size=32)
     autoencoder = replace(AUTOENCODERS["sd15"], block_out_channels=(32, 32, 64, 64))
-    text = replace(TEXT_ENCODERS["sd15"], hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+    text = replace(
+        TEXT_ENCODERS["sd15"], hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
     generator = torch.Generator().manual_seed(seed)
     return LatentDiffusion(
         unet=_randomised(UNet(unet), generator),

@@ -29,7 +29,7 @@ def task(function: Callable[P, R]) -> Callable[P, R]:
         given = signature(function).bind(*args, **kwargs).arguments
         given |= given.pop("settings", {})
         model = given.pop("model")
-        return function(model, **validate(function, given))  # type: ignore[arg-type]
+        return function(model, **validate(function, given))
 
     TASKS[function.__name__] = call
     return call
@@ -133,7 +133,8 @@ def inpaint(
     if model.paints_masks:
         concat = inpainting_channels(model, padded, padded_mask, settings["tile"])
         start = latent if strength < 1 else None
-        drawn = develop(model, prompt, settings, latent=start, size=latent.shape[-2:], strength=strength, concat=concat)
+        h, w = latent.shape[-2:]
+        drawn = develop(model, prompt, settings, latent=start, size=(h, w), strength=strength, concat=concat)
     else:
         edit = keep_known(latent, padded_mask)
         drawn = develop(model, prompt, settings, latent=latent, strength=strength, blend=edit)
@@ -151,7 +152,8 @@ def variations(
 ) -> "Pictures":
     """Draw relatives of a picture.
 
-    `image_to_image` with few words and one seed after another. (Variations from a CLIP image embedding, as unCLIP models draw them, need a model of that kind.)
+    `image_to_image` with few words and one seed after another. (Variations from a CLIP image embedding, as unCLIP
+    models draw them, need a model of that kind.)
 
     Args:
         model: what `safelight.load` returns.
