@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from safelight.diffusion.grids import Grid
+from safelight.diffusion.samplers import Steps
+from safelight.diffusion.samplers.multistep import polynomial_weights
 from safelight.diffusion.schedulers.defaults import DDPM_BETAS, LDM_BETAS, WARPS, Options
 from safelight.diffusion.schedulers.face import Scheduler
 from safelight.diffusion.schedulers.grid import K_ROUNDED, K
@@ -11,10 +15,7 @@ from safelight.errors import InputError
 
 
 class LMSDiscreteScheduler(Scheduler):
-    """Linear multistep (k-diffusion).
-
-    Begun within the run it rises from order 1 again; diffusers' then weighs its one derivative as if it had four.
-    """
+    """Linear multistep (k-diffusion). It can be entered anywhere, and then does as diffusers': see `entered`."""
 
     sampler = "lms"
     family = K
@@ -26,6 +27,28 @@ class LMSDiscreteScheduler(Scheduler):
 
     def _sampler_options(self, options: Options) -> dict[str, Any]:
         return {"order": int(options["order"])}
+
+    def _start(self, index: int | None, s: float, x: Tensor, wanted: Options) -> Steps:
+        if not index or self._step_index is not None:
+            return super()._start(index, s, x, wanted)
+        return entered(x, self._ready().grid.sigmas, index, wanted["order"])
+
+
+def entered(x: Tensor, sigmas: Sequence[float], index: int, order: int) -> Steps:
+    """LMS begun at sigmas[index] with index > 0: what diffusers makes of it.
+
+    diffusers counts the steps from the run's begin, so that the first ones after entering weigh the derivatives there
+    are by polynomials through levels that were never visited. Equal pictures mattered more here;
+    `sample(..., sampler="lms")` on the rest of a grid rises from order 1.
+    """
+    past: list[Tensor] = []  # derivatives, newest first
+    for i in range(index, len(sigmas) - 1):
+        x, x0 = yield x, sigmas[i]
+        past = [(x - x0) / sigmas[i], *past][:order]
+        nodes = [sigmas[i - j] for j in range(min(i + 1, order))]
+        for weight, derivative in zip(polynomial_weights(nodes, sigmas[i + 1]), past, strict=False):
+            x = x + weight * derivative
+    return x
 
 
 class EulerDiscreteScheduler(Scheduler):
