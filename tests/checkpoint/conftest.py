@@ -26,7 +26,8 @@ def small_pipeline(tokenizer: CLIPTokenizer, *, sd2: bool = False, in_channels: 
     )  # fmt: skip
     text = CLIPTextModel(CLIPTextConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1, vocab_size=49408,
-        hidden_act="gelu" if sd2 else "quick_gelu", bos_token_id=49406, eos_token_id=49407, pad_token_id=0 if sd2 else 49407,
+        hidden_act="gelu" if sd2 else "quick_gelu", bos_token_id=49406, eos_token_id=49407,
+        pad_token_id=0 if sd2 else 49407,
     ))  # fmt: skip
     scheduler = (
         DDIMScheduler(**SD_BETAS, prediction_type="v_prediction", clip_sample=False)

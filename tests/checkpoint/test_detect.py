@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,9 @@ def test_every_published_model_is_recognised_from_names_and_shapes(name):
 
 
 def test_families():
-    names = {"sd15": "sd1", "sd15_inpaint": "sd1-inpaint", "sd2_base": "sd2", "sd2_inpaint": "sd2-inpaint", "sd2_depth": "sd2-depth",
-             "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm", "ldm_txt2img_1p4b": "ldm"}  # fmt: skip
+    names = {"sd15": "sd1", "sd15_inpaint": "sd1-inpaint", "sd2_base": "sd2", "sd2_inpaint": "sd2-inpaint",
+             "sd2_depth": "sd2-depth", "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm",
+             "ldm_txt2img_1p4b": "ldm"}  # fmt: skip
     assert {name: detect(listed(header(name))).family for name in names} == names
 
 
@@ -70,15 +72,14 @@ def test_every_first_stage_is_recognised_in_both_dialects(name):
     for shapes in (ours, {key: tuple(tensor.shape) for key, tensor in theirs.items()}):
         found = AutoencoderConfig.from_diffusers(autoencoder_config(Shapes(shapes, "vae.pt")))
         shape = {"sample_size": 256, "scaling_factor": 1.0, "force_upcast": True}
-        from dataclasses import replace
-
         assert replace(found, **shape) == replace(AUTOENCODERS[name], **shape)
 
 
 def test_a_small_unet_of_ones_own_is_recognised_too():
     config = UNetConfig(block_out_channels=(32, 64), cross_attention_dim=24, layers_per_block=1, attention_head_dim=8,
-                        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                        transformer_layers_per_block=2, num_class_embeds=10)  # fmt: skip
+                        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), transformer_layers_per_block=2,
+                        num_class_embeds=10)  # fmt: skip
     network = on_meta(lambda: UNet(config))
     keymap = unet_keymap(network)
     shapes = {

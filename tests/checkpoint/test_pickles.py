@@ -23,9 +23,10 @@ from safelight.errors import CheckpointError
 def state() -> dict[str, torch.Tensor]:
     base = torch.arange(24.0).reshape(4, 6)
     return collections.OrderedDict(
-        plain=base.clone(), transposed=base.T, slice=base[1:3, 2:5], shared=base, half=torch.ones(3).half(), scalar=torch.tensor(2.5),
-        brain=torch.tensor([1.5, -2.0], dtype=torch.bfloat16), longs=torch.arange(77)[None], bools=torch.tensor([True, False]),
-        parameter=torch.nn.Parameter(torch.ones(2)), none=torch.empty(0, 3), bytes=torch.arange(5, dtype=torch.uint8),
+        plain=base.clone(), transposed=base.T, slice=base[1:3, 2:5], shared=base, scalar=torch.tensor(2.5),
+        half=torch.ones(3).half(), brain=torch.tensor([1.5, -2.0], dtype=torch.bfloat16), longs=torch.arange(77)[None],
+        bools=torch.tensor([True, False]), bytes=torch.arange(5, dtype=torch.uint8), none=torch.empty(0, 3),
+        parameter=torch.nn.Parameter(torch.ones(2)),
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 import json
 import sys
-import types
 
 import pytest
 import torch
@@ -218,7 +217,7 @@ def test_parts_without_a_scheduler_get_their_familys(sd1, tmp_path):
     assert again.scheduler_config["beta_end"] == 0.012
 
 
-def test_sd1_layout_has_1131_tensors(tmp_path, monkeypatch):
+def test_sd1_layout_has_1131_tensors():
     """The full architecture, on the meta device: names, shapes and counts of the original file."""
     from safelight.checkpoint.build import on_meta
     from safelight.checkpoint.parts import Parts
@@ -243,4 +242,3 @@ def test_sd1_layout_has_1131_tensors(tmp_path, monkeypatch):
     }
     assert {key: tensors[key].shape for key in shapes} == shapes
     assert sum(t.nbytes for t in tensors.values()) == 4 * (859_520_964 + 83_653_863 + 123_060_480) + 8 * 77
-    assert isinstance(tensors, dict) and isinstance(sys, types.ModuleType)

@@ -26,10 +26,10 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
             "lists no U-Net, or no autoencoder", path=path / "model_index.json", remedy="download it again"
         )
     scheduler = configs.scheduler(path / "scheduler") if has["scheduler"] else {}
-    tokenizer = Tokenizer.load(path / "tokenizer") if has["tokenizer"] else None
     unet = plan_unet(path / "unet", variant)
     text_encoder = plan_text_encoder(path / "text_encoder", variant) if has["text_encoder"] else None
     first_stage = None if autoencoder else plan_autoencoder(path / stage, variant)
+    tokenizer = Tokenizer.load(path / "tokenizer") if has["tokenizer"] else None
     return Parts(
         unet=unet.fill(**options),
         autoencoder=first_stage.fill(**options) if first_stage else cast(Autoencoder, autoencoder),

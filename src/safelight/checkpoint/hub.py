@@ -35,7 +35,9 @@ def fetch(name: str, *, variant: str | None, revision: str | None, local_files_o
             return _download(name, variant, revision)
     except CheckpointError:
         raise
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+    except errors.LocalEntryNotFoundError as error:  # the hub was not reached
+        return _from_cache(name, revision, error)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise _failure(error, name, revision) from error
     except Exception as error:  # what the HTTP library beneath raises changes with huggingface_hub's versions
         return _from_cache(name, revision, error)
@@ -102,9 +104,7 @@ def _failure(error: Exception, name: str, revision: str | None) -> CheckpointErr
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         what = f"is not in the cache{at}, and the hub is not to be asked or cannot be reached"
         remedy = "connect once, or name a folder or file on this machine"
-    elif isinstance(
-        error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError
-    ):
+    elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.EntryNotFoundError):
         what, remedy = f"does not exist on the hub{at}", "check its name; a private model needs `hf auth login`"
     else:
         what, remedy = (

@@ -26,6 +26,7 @@ from safelight.checkpoint.writing import (
     write_weights,
 )
 from safelight.errors import CheckpointError, InputError
+from safelight.models.autoencoder import Autoencoder
 
 PIPELINES = {
     "-inpaint": "StableDiffusionInpaintPipeline",
@@ -56,6 +57,22 @@ def save_folder(
         (folder / "scheduler").mkdir()
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(parts))
         write_json(folder / "model_index.json", model_index(parts))
+
+
+def save_autoencoder(autoencoder: Autoencoder, path: str | Path, **options: Any) -> None:
+    """Write an autoencoder alone as the folder of one network: its config.json and weights; `options` as above.
+
+    diffusers loads it as the class that the config names, `load_autoencoder` here. Raises CheckpointError where `path`
+    holds anything but such a folder and its card.
+    """
+    with replacing_folder(Path(path), is_ours=_is_network_folder) as folder:
+        write_json(folder / "config.json", autoencoder.config.to_diffusers())
+        write_weights(folder, "diffusion_pytorch_model", outgoing(autoencoder.state_dict()), **options)
+
+
+def _is_network_folder(path: Path) -> bool:
+    names = {file.name for file in path.iterdir()} - {"README.md"}
+    return "config.json" in names and all(n == "config.json" or n.startswith("diffusion_pytorch_model") for n in names)
 
 
 def _stage(parts: Parts) -> str:
