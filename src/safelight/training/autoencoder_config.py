@@ -1,0 +1,100 @@
+"""How a first stage is trained, and how the paper's were. Light: the command line imports it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.errors import InputError, nearest
+
+__all__ = ["AUTOENCODER_TRAININGS", "AutoencoderTraining", "training_preset"]
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class AutoencoderTraining(BaseModel):
+    """The losses of a first stage; the defaults are those of the paper's KL models.
+
+    The autoencoder pays nll + kl_weight·KL (or codebook_weight·codebook loss) and, from step `disc_start` on, counted
+    from 0, disc_factor·disc_weight·`adaptive_weight`·adversarial loss.
+
+    Four things that the original code did by mistake are done as they were meant, unless `original` is set: the
+    likelihood's logvar is trained (there it was left out of the optimizer); beta weighs the commitment loss (there the
+    codebook loss); the discriminator has learned for `disc_warmup` steps when its judgement begins to count (there it
+    was untrained); LPIPS has no dropout (there its heads' dropout was active). `original` also revives no codes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float = Field(5.4e-5, gt=0, description="of Adam, as it is: not scaled by the batch")
+    disc_learning_rate: float | None = Field(None, gt=0, description="of the discriminator; by default the same")
+    beta1: Share = Field(0.5, description="of Adam")
+    beta2: Share = Field(0.9, description="of Adam")
+    pixel_loss: Literal["l1", "l2"] = Field("l1", description="between a picture and its reconstruction")
+    perceptual_weight: Weight = Field(1.0, description="of LPIPS, or of what stands in for it, beside the pixels")
+    reduction: Literal["sum", "mean"] = Field("sum", description="over a picture's pixels, of both; KL models: sum")
+    kl_weight: Weight = Field(1e-6, description="of the divergence of a KL model's whole latent")
+    codebook_weight: Weight = Field(1.0, description="of a VQ model's codebook and commitment losses")
+    commitment_beta: Weight = Field(0.25, description="of the commitment loss beside the codebook's")
+    disc_start: Count = Field(50_001, description="step from which the adversarial loss counts")
+    disc_warmup: Count = Field(1000, description="steps before that in which the discriminator learns already")
+    disc_weight: Weight = Field(0.5, description="of the adversarial loss, beside its adaptive weight; 0: no adversary")
+    disc_factor: Weight = Field(1.0, description="of the adversarial loss and of the discriminator's own")
+    disc_loss: Literal["hinge", "vanilla"] = Field("hinge", description="of the discriminator")
+    disc_channels: Positive = Field(64, description="of the discriminator's first layer")
+    disc_layers: Positive = Field(3, description="of the discriminator that halve the resolution")
+    disc_norm: Literal["batch", "act", "group", "none"] = Field("batch", description="of the discriminator's layers")
+    r1_gamma: Weight = Field(0.0, description="of the discriminator's gradient penalty (R1); 0 is none")
+    revive_every: Count = Field(200, description="steps after which unused codes get a new place; 0 is never")
+    scale_samples: Count = Field(1024, description="pictures to measure the latents' scale on; 0 leaves the scale")
+    measure_shift: bool = Field(False, description="measure the latents' mean too, and store it as shift_factor (KL)")
+    sheet_pictures: Positive = Field(8, description="pictures whose reconstructions a sheet shows")
+    sheet_difference: bool = Field(False, description="show on sheets what differs, four times as strong")
+    original: bool = Field(False, description="repeat the original code's mistakes, to reproduce its trainings")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator at all."""
+        return self.disc_weight > 0 and self.disc_factor > 0
+
+    def judged(self, step: int) -> bool:
+        """Whether the autoencoder pays the adversarial loss at this step."""
+        return self.adversarial and step >= self.disc_start
+
+    def judging(self, step: int) -> bool:
+        """Whether the discriminator learns at this step."""
+        return self.adversarial and step >= self.disc_start - (0 if self.original else self.disc_warmup)
+
+    def reviving(self, step: int) -> bool:
+        """Whether unused codes are moved after this step."""
+        return not self.original and self.revive_every > 0 and (step + 1) % self.revive_every == 0
+
+
+# The original multiplies its base learning rate with the batch size: here with that of one device, of its configs.
+# Some of its disc_start were 0, 1 or 11 because those runs went on from a checkpoint; they stand here as they stand
+# there. From nothing, let the autoencoder learn first.
+BASE = 4.5e-6
+VQ: dict[str, Any] = {"reduction": "mean", "disc_start": 250_001, "disc_weight": 0.75}
+
+# By the names of `models.presets.AUTOENCODERS`: what is not the default.
+AUTOENCODER_TRAININGS: dict[str, Mapping[str, Any]] = {
+    "kl_f4": {"learning_rate": 10 * BASE},
+    "kl_f8": {"learning_rate": 4 * BASE},
+    "kl_f16": {"learning_rate": 6 * BASE},
+    "kl_f32": {"learning_rate": 6 * BASE},
+    "vq_f4": {**VQ, "disc_start": 0, "learning_rate": 8 * BASE},
+    "vq_f4_noattn": {**VQ, "disc_start": 11, "learning_rate": 8 * BASE},
+    "vq_f8": {**VQ, "disc_start": 1, "disc_weight": 0.6, "disc_layers": 2, "learning_rate": 10 * BASE},
+    "vq_f8_n256": {**VQ, "learning_rate": 10 * BASE},
+    "vq_f16": {**VQ, "disc_layers": 2, "learning_rate": 14 * BASE},
+}
+
+
+def training_preset(name: str, **changes: Any) -> AutoencoderTraining:
+    """The training of one of the paper's first stages, with changes. Raises InputError for an unknown name."""
+    if name not in AUTOENCODER_TRAININGS:
+        raise InputError(f"there is no training preset {name!r}", remedy=nearest(name, AUTOENCODER_TRAININGS))
+    return AutoencoderTraining(**{**AUTOENCODER_TRAININGS[name], **changes})
