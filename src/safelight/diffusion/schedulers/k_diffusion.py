@@ -29,7 +29,7 @@ class LMSDiscreteScheduler(Scheduler):
         return {"order": int(options["order"])}
 
     def _start(self, index: int | None, s: float, x: Tensor, wanted: Options) -> Steps:
-        if not index or self._step_index is not None:
+        if not index or self._awaited is not None:  # from the top, or again within the run
             return super()._start(index, s, x, wanted)
         return entered(x, self._ready().grid.sigmas, index, wanted["order"])
 
