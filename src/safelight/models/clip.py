@@ -98,6 +98,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
+        self.check_ids = True  # off in training: to look at ids is to wait for the device
         self.text_model = TextTransformer(config)
         self.text_projection = (
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection else None
@@ -108,9 +109,17 @@ class TextEncoder(nn.Module):
         return self.forward_embeddings(self.embed(ids), ids)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Look token ids (B, L) up in the token table: (B, L, D), without positions."""
+        """Look token ids (B, L) up in the token table: (B, L, D), without positions.
+
+        Ids outside the table are an InputError, unless `check_ids` is False.
+        """
         if ids.ndim != 2 or not ids.numel():
             raise InputError(f"token ids of shape {tuple(ids.shape)}", remedy="give a tensor of shape (batch, length)")
+        if self.check_ids:
+            self._check_ids(ids)
+        return self.text_model.embeddings.token_embedding(ids)
+
+    def _check_ids(self, ids: Tensor) -> None:
         low, high = (int(end) for end in ids.aminmax())
         last = self.text_model.embeddings.token_embedding.num_embeddings - 1
         if low < 0 or high > last:
@@ -118,7 +127,6 @@ class TextEncoder(nn.Module):
                 f"token ids from {low} to {high} were given, but the token table has rows 0 to {last}",
                 remedy="use the tokenizer this encoder was trained with, or append the missing rows with `extended`",
             )
-        return self.text_model.embeddings.token_embedding(ids)
 
     def forward_embeddings(self, token_embeddings: Tensor, ids: Tensor | None = None) -> TextFeatures:
         """Encode token-level embeddings (B, L, D) as `embed` gives them; positions are added here.

@@ -1,6 +1,6 @@
 """From a batch to the `Condition` that steers the network, with a share of it dropped for guidance.
 
-text   `batch.context` (B, L, D) if it was precomputed, else what the text encoder says to `batch.ids` or to the captions
+text   `batch.context` (B, L, D) if it was precomputed, else what the text encoder says to `batch.ids` or the captions
 class  `batch.labels` (B,), with one more class for "none"
 none   nothing
 

@@ -68,7 +68,7 @@ def diffusion_loss(
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor, parameterization: Parameterization) -> Tensor:
     """What the network sees of x0 at noise levels sigma (B,): c_in·(x0 + sigma·noise)."""
-    c_in: Tensor = parameterization.coefficients(sigma)[2]
+    c_in = torch.as_tensor(parameterization.coefficients(sigma)[2])
     return _per_sample(c_in, x0) * x0 + _per_sample(c_in * sigma, x0) * noise
 
 
@@ -118,8 +118,8 @@ class DiffusionStage(Stage):
         model.autoencoder.eval().requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"unet": model.unet.train().requires_grad_(True)}
         if model.text_encoder is not None:
-            # In training mode it trusts its ids: looking at them would make the host wait for the device.
-            model.text_encoder.train().requires_grad_(config.train_text_encoder)
+            model.text_encoder.train(config.train_text_encoder).requires_grad_(config.train_text_encoder)
+            model.text_encoder.check_ids = False  # the host would wait for the device
             if config.train_text_encoder:
                 self.modules["text_encoder"] = model.text_encoder
         self.averaged = tuple(self.modules)

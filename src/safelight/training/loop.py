@@ -1,8 +1,8 @@
 """The training loop of both stages: passes, steps, averages, log, sheets, checkpoints, and going on after any end.
 
 `train(stage, data, run, config)` does all there is to do until `config.steps`, from wherever the run stands. What it
-does in step k depends on the run's config and on k alone, and a checkpoint holds all that the steps before have left: so
-a run that was killed goes on as if it had not been, bit for bit (on the same machines, with the same libraries).
+does in step k depends on the run's config and on k alone, and a checkpoint holds all that the steps before have left.
+So a run that was killed goes on as if it had not been, bit for bit (on the same machines, with the same libraries).
 
 A step makes the host wait for the device nowhere. Figures are summed up on the device and read every `log_every` steps.
 """
@@ -25,7 +25,7 @@ from safelight.training.distributed import World, apart, bare, replicate, sharde
 from safelight.training.ema import Averages, profiles
 from safelight.training.log import LOG, Figures, Log, read_log
 from safelight.training.noise import BatchNoise
-from safelight.training.optim import guarded_step, rate_factor
+from safelight.training.optim import guarded_step, parameters_of, rate_factor
 from safelight.training.recipes import LoopConfig
 from safelight.training.rng import rng_state, seed_everything, set_rng_state
 from safelight.training.stage import Stage
@@ -183,6 +183,8 @@ class Trainer:
         factor = rate_factor(self.step, steps=c.steps, warmup=c.warmup, course=c.course)
         skipped = []
         for name, optimizer in self.stage.optimizers.items():
+            if all(p.grad is None for p in parameters_of(optimizer)):
+                continue  # a discriminator whose time has not come
             norm, skip = guarded_step(optimizer, factor=factor, clip=c.clip)
             self.figures.add({f"gradient_norm/{name}" if len(self.stage.optimizers) > 1 else "gradient_norm": norm})
             skipped.append(skip)

@@ -47,7 +47,8 @@ COURSES: dict[str, Callable[[float], float]] = {"constant": _constant, "cosine":
 def rate_factor(step: int, *, steps: int, warmup: int = 0, course: str = "constant") -> float:
     """The factor on the learning rate for step number `step` (from 0) of `steps`.
 
-    It rises linearly, reaching 1 after `warmup` steps, and then follows its course; cosine and linear end at 0. Raises InputError for an unknown course.
+    It rises linearly, reaching 1 after `warmup` steps, and then follows its course; cosine and linear end at 0. Raises
+    InputError for an unknown course.
     """
     if course not in COURSES:
         raise InputError(f"learning-rate course {course!r} is unknown", remedy=nearest(course, COURSES))
