@@ -140,7 +140,7 @@ class PNDMScheduler(Scheduler):
         if not index:
             return super()._start(index, s, x, wanted)
         sigmas, place = self._ready().grid.sigmas, self._start_of(index)
-        if not self._begun:
+        if self._awaited is None:
             return entered(x, sigmas, index, place)
         return adams_bashforth(x, sigmas[place:], [])  # back within a run: one evaluation for each timestep left
 

@@ -63,7 +63,7 @@ class Scheduler(Planned):
     step_options: ClassVar[Mapping[str, Any]] = {}  # step()'s arguments after the sample, in diffusers' order
 
     _run: Steps | None  # the suspended coroutine,
-    _awaited: tuple[int | None, dict[str, Any]] | None  # and the evaluation it waits for, with its options
+    _awaited: tuple[int | None, dict[str, Any]] | None  # what it waits for, with its options; None before any step
     _dice: "Dice"
 
     def __init_subclass__(cls) -> None:
@@ -100,7 +100,7 @@ class Scheduler(Planned):
         x, s_next = self._advance(index, s, x, x0, options)
         if self._always_draws(t, options) and not self._dice.thrown:
             self._dice.throw()  # a script that goes on with this generator shall find it where diffusers leaves it
-        self._step_index, self._begun = None if index is None else index + 1, True
+        self._step_index = None if index is None else index + 1
         return SchedulerOutput((x * self._scale(s_next)).to(dtype), x0.to(dtype))
 
     def _place(self, timestep: float | Tensor) -> int | None:

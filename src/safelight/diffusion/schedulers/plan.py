@@ -54,7 +54,6 @@ class Planned(Configured):
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._skipped = 0  # timesteps that an assignment left out
-        self._begun = False  # whether the run has made a step
         self._forget()
 
     def _forget(self) -> None:
@@ -126,7 +125,7 @@ class Planned(Configured):
         timesteps = timesteps.round().long() if self.family.whole else timesteps.float()
         self._timesteps = timesteps.to(device)
         self._plan = Plan(grid, evals, tuple(map(float, self._timesteps.tolist())), options)
-        self._skipped, self._begun, self._step_index, self._begin_index = 0, False, None, None
+        self._skipped, self._step_index, self._begin_index = 0, None, None
         self._forget()
 
     def _planned(self, grid: Grid, special: Mapping[str, Any]) -> dict[str, Any]:
