@@ -238,8 +238,10 @@ def test_a_single_file_of_the_ldm_family(tmp_path):
         "layers_per_block": 1, "attention_head_dim": 32, "resnet_time_scale_shift": "scale_shift",
         "attn_norm_num_groups": 32,
     })  # fmt: skip
-    stage = AutoencoderConfig(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-                              up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"))  # fmt: skip
+    stage = AutoencoderConfig(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    )  # fmt: skip
     torch.manual_seed(0)
     parts = Parts(unet=UNet(unet), autoencoder=Autoencoder(stage), family="ldm")
     for parameter in parts.unet.parameters():

@@ -4,7 +4,7 @@
 network; `scheduler_config.json` stays a dictionary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,31 +82,42 @@ def _no_index(folder: Path) -> CheckpointError:
     return CheckpointError(what, path=folder, remedy=remedy)
 
 
-def check_class(name: object, known: Iterable[str], path: Path, key: str) -> None:
+def check_class(name: object, known: Collection[str], path: Path, key: str) -> None:
     """Raise UnknownClass where a config names a class that is not in the registry."""
-    if not isinstance(name, str) or name not in set(known):
+    if not isinstance(name, str) or name not in known:
         what = f"{key} names the class {name!r}, which Safelight does not have"
         raise UnknownClass(what, path=path, key=key, remedy=nearest(str(name), sorted(known)))
 
 
-def read_config(folder: Path, known: Iterable[str], name: str = "config.json") -> tuple[Path, Config]:
-    """Read a network's config.json: of a known class, with sane sizes, asking for no code."""
+def read_config(folder: Path, known: Collection[str], name: str = "config.json") -> tuple[Path, Config]:
+    """Read a part's config.json and vet it."""
     path = folder / name
-    config = read_json(path)
+    return path, vet(read_json(path), known, path)
+
+
+def vet(config: object, known: Collection[str], path: Path) -> Config:
+    """See that a config is of a known class, of sane sizes, and asks for no code. Raises UnknownClass, CorruptFile."""
+    if not isinstance(config, dict):
+        raise CorruptFile(
+            f"a config is a {type(config).__name__}, not an object", path=path, remedy="download it again"
+        )
     for key in ("auto_map", "trust_remote_code"):
         if config.get(key):
             raise UnknownClass(f"{key} asks for code to be run", path=path, key=key, remedy="remove that key")
-    declared = config.get("_class_name") or (config.get("architectures") or [None])[0]
-    if declared is not None:
-        check_class(declared, known, path, "_class_name" if "_class_name" in config else "architectures")
-    for key, value in config.items():
+    architectures = config.get("architectures")
+    if "_class_name" in config:
+        check_class(config["_class_name"], known, path, "_class_name")
+    elif architectures:
+        first = architectures[0] if isinstance(architectures, list) else architectures
+        check_class(first, known, path, "architectures")
+    for key in SIZES & config.keys():
         largest = 64 if key in LAYERS else 1 << 20
-        for number in value if isinstance(value, list) else [value]:
-            if type(number) is int and not 0 <= abs(number) <= largest and key in SIZES:
+        for number in config[key] if isinstance(config[key], list) else [config[key]]:
+            if type(number) is int and not 0 <= number <= largest:
                 raise CorruptFile(
                     f"{key} = {number} is no size of a network", path=path, key=key, remedy="download it again"
                 )
-    return path, config
+    return config
 
 
 SIZES = LAYERS | {
@@ -131,7 +142,7 @@ def naming(path: object) -> Iterator[None]:
         raise CorruptFile(what, path=path, remedy="download it again") from error
 
 
-def _read(folder: Path, known: Iterable[str], parse: Callable[[Mapping[str, Any]], Read]) -> Read:
+def _read(folder: Path, known: Collection[str], parse: Callable[[Mapping[str, Any]], Read]) -> Read:
     path, config = read_config(folder, known)
     with naming(path):
         return parse(config)

@@ -107,14 +107,12 @@ def detect(file: Tensors) -> Detected:
 
 
 def like_a_preset(unet: Config, autoencoder: Config | None) -> tuple[Config, Config | None]:
-    """Take what shapes cannot tell (heads, native size, scaling) from the first published model that agrees in the
-    rest."""
+    """Take what shapes cannot tell (heads, native size, scaling) from the first published model with these shapes."""
     told = _told_by_shapes(UNetConfig.from_diffusers(unet))
     for name, preset in presets.UNETS.items():
         if _told_by_shapes(preset) == told:
-            unet = preset.to_diffusers()
-            if autoencoder is not None:
-                stage = presets.AUTOENCODERS[name]
+            unet, stage = preset.to_diffusers(), presets.AUTOENCODERS[name]
+            if autoencoder is not None and autoencoder["_class_name"] == stage.kind:
                 autoencoder |= {"scaling_factor": stage.scaling_factor, "sample_size": stage.sample_size}
             break
     return unet, autoencoder
@@ -133,9 +131,8 @@ def refuse_strangers(shapes: Shapes, path: object) -> None:
 
 def _no_model(shapes: Shapes, path: object) -> WrongModel:
     if is_autoencoder(shapes):
-        return WrongModel(
-            "holds an autoencoder alone", path=path, remedy="load a model, and give this file as its vae="
-        )
+        what = "holds an autoencoder alone"
+        return WrongModel(what, path=path, remedy="load a model, and give this file as its vae=")
     if shapes.any("down_blocks.") or shapes.any("text_model."):
         what = "holds one network of a diffusers folder"
         return WrongModel(what, path=path, remedy="name the folder that holds model_index.json, two levels up")
@@ -156,11 +153,8 @@ def family(unet: Config, *, has_text: bool) -> str:
     extra = CONCATENATED.get(unet["in_channels"], "")
     if unet.get("use_linear_projection"):
         return "sd2" + extra
-    return (
-        "sd1" + extra
-        if has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)
-        else "ldm"
-    )
+    is_sd1 = has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)
+    return "sd1" + extra if is_sd1 else "ldm"
 
 
 def unet_config(shapes: Shapes) -> Config:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from safelight.checkpoint import layouts
+from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
 from safelight.checkpoint.configs import default_scheduler, naming
 from safelight.checkpoint.detect import Detected, autoencoder_config, detect, is_autoencoder, shapes_of
@@ -52,18 +52,29 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
 
 
 def remembered(file: Tensors) -> Detected | None:
-    """What Safelight noted in the file's metadata when it wrote it: configs that shapes cannot tell, such as heads."""
+    """What Safelight noted in the file's metadata when it wrote it: configs that shapes cannot tell, such as heads.
+
+    It is vetted as a folder's configs are. Raises CorruptFile, UnknownClass.
+    """
     text = file.metadata.get(METADATA)
     if text is None:
         return None
     try:
         note = json.loads(text)
-        return Detected(**{field.name: note[field.name] for field in fields(Detected)})
+        found = Detected(**{field.name: note[field.name] for field in fields(Detected)})
+        if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip"):
+            raise ValueError(f"family {found.family!r}, text_dialect {found.text_dialect!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"its metadata entry {METADATA!r} is malformed ({type(error).__name__}: {error})"
         raise CorruptFile(
             what, path=file.path, key=METADATA, remedy="remove that entry, or use another copy"
         ) from error
+    known = (configs.UNETS, configs.AUTOENCODERS, configs.TEXT_ENCODERS, configs.SCHEDULERS)
+    noted = (found.unet, found.autoencoder, found.text_encoder, found.scheduler)
+    for config, classes in zip(noted, known, strict=True):
+        if config is not None:
+            configs.vet(config, classes, file.path)
+    return found
 
 
 def wants_average(file: Tensors, family: str, ema: bool | None) -> bool:
