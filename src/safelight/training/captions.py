@@ -27,7 +27,7 @@ class Style:
 STYLES = {
     "fluent 3D render": Style(("a 3D render of {}", "a 3D emoji of {}", "a glossy 3D render of {}"),
                               "3D renders of {}", "3D render style"),
-    "fluent flat": Style(("a flat emoji of {}", "a flat vector icon of {}", "a flat icon of {} in solid colours"),
+    "fluent flat": Style(("a flat emoji of {}", "a flat vector icon of {}", "a flat design icon of {}"),
                          "flat emoji of {}", "flat emoji style"),
     "noto gradient": Style(("a gradient emoji of {}", "a noto style emoji of {}", "a gradient vector emoji of {}"),
                            "gradient emoji of {}", "gradient emoji style"),
@@ -50,6 +50,7 @@ STYLES = {
 
 LARGE, SMALL = 0.72, 0.3  # longer side as a share of the scene's, from and up to which a thing may be called so
 OFF = 0.11  # how far from the middle, as a share, a thing must be to be at a side
+CORNER = 0.2  # and to be in a corner
 APART = 0.2  # and from another, to be beside or above it
 
 
@@ -179,7 +180,7 @@ def _lone_place(placed: Placed, size: int, wording: Wording, draws: Draws) -> st
     place = _place(placed, size)
     if place == "in the middle":
         return f" {place}" if said and middle else ""
-    if corner and place.count(" ") == 3:
+    if corner and all(abs(part - 0.5) >= CORNER for part in _center(placed, size)):
         place = f"in the {place.removeprefix('at the ')} corner"
     return f" {place}" if said else ""
 

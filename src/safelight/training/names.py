@@ -16,10 +16,10 @@ UNCOUNTED = frozenset(
         r"\w+",
         """bacon bread rice water milk juice butter cheese salt sushi tofu lettuce spinach cabbage garlic
         ginger broccoli corn popcorn sake tea coffee honey soup music fog rain snow fire lightning wind money
-        information ice luggage clothing furniture armour armor mail smoke sky space yoghurt yogurt cream
+        information ice luggage clothing furniture armour armor mail smoke space yoghurt yogurt cream
         polish asparagus celery meat flesh lava acid ink mud grass sand gold vapour steam ground chaos mist
         blood jewellery equipment marble archery boxing wrestling fencing hockey lacrosse baseball football
-        basketball volleyball softball cricket golf bowling badminton cooking""",
+        basketball volleyball softball cricket golf bowling badminton tennis cooking""",
     )
 )
 PROPER = re.compile(
@@ -32,7 +32,8 @@ NOT_KINDS = {
     "bird", "armour", "computer", "vehicle", "cat", "cream", "music", "house", "statue",
 }  # fmt: skip
 ENDS_HEAD = re.compile(
-    r" (?:with|without|in|of|on|and|at|from|behind|over|for|to|holding|wearing|playing|taking|getting|making|or|by)\b"
+    r" (?:with|without|in|of|on|and|at|from|behind|over|for|to|or|by|holding|showing|wearing|playing|taking|getting|"
+    r"making)\b"
 )
 LETTERS_AN = set("AEFHILMNORSX")  # letters whose own names begin with a vowel, as in "an SOS button"
 READ_AS_WORDS = {"SOON", "NEW", "FREE"}  # and not letter by letter
@@ -76,15 +77,16 @@ _SPOKEN = [(re.compile(pattern), spoken) for pattern, spoken in [
     (r"^(.+): (\w+), (\w+), (\w+), (\w+)$", r"\1 of \2, \3, \4 and \5"),
     (r"^(.+): (\w+), (\w+), (\w+)$", r"\1 of \2, \3 and \4"),
     (r"^(.+): (\w+), (\w+)$", r"\1 of \2 and \3"),
-    (r"^(no .+)$", r"\1 sign"),
+    (r"^(no .+|warning|radioactive|biohazard|prohibited|copyright|registered|information)$", r"\1 sign"),
+    (r"^(.+ o'clock|\w+-thirty)$", r"clock showing \1"),
     (r": ", " "),
     (r"\b([a-z]{3,})\d\b", r"\1"),  # "boots2 jackboots": a number of a variant
 ]]  # fmt: skip
 
 
 def takes_no_article(name: str) -> bool:
-    """Say whether a name stands alone: plurals, what is not counted, proper names, times of day."""
-    if PROPER.match(name) or name.startswith("keycap ") or re.search(r"o'clock|-thirty", name):
+    """Say whether a name stands alone: plurals, what is not counted, proper names."""
+    if PROPER.match(name) or name.startswith("keycap "):
         return True
     head = ENDS_HEAD.split(name, maxsplit=1)[0].split()
     first, last = head[0].lower(), head[-1].lower()
@@ -129,8 +131,8 @@ def general_names(things: Sequence[tuple[str, str, Sequence[str]]]) -> list[tupl
     shared = Counter((kind, word) for _, kind, word in {(n, kind, w) for n, kind, words in things for w in words})
 
     def general(name: str, kind: str, word: str) -> bool:
-        known = (kind, word) in heads and shared[kind, word] >= 3
-        return known and word != name and (word in name.split() or word not in NOT_KINDS)
+        known = (kind, word) in heads and shared[kind, word] >= 3 and word != name
+        return known and (word == head_noun(name) or (word not in NOT_KINDS and word not in name.split()))
 
     return [tuple(word for word in words if general(name, kind, word)) for name, kind, words in things]
 

@@ -33,7 +33,7 @@ class Mix:
     `backgrounds` are the shares of whole photographs and of backgrounds alone, where the collection has any.
     """
 
-    photos: float = 0.15
+    photos: float = 0.12
     backgrounds: float = 0.03
     counts: tuple[float, ...] = (0.5, 0.28, 0.13, 0.09)
     plain: float = 0.55
@@ -196,12 +196,13 @@ class Planner:
         ramp = RAMPS[draws.choice(tuple(RAMPS))] if kind == "gradient" else (0.0,) * 4
         return Backdrop(colors=colors, words=words, ramp=ramp)
 
-    def _visible(self, placed: Placed, colors: Sequence[RGB]) -> bool:
-        """Say whether enough of an object differs from every colour behind it."""
-        pixels = turned(self.bank.summaries[placed.number], placed.turn)
+    def _visible(self, placed: Placed, colors: tuple[RGB, RGB]) -> bool:
+        """Say whether enough of an object differs from the colours behind it."""
+        pixels = turned(self.bank.summaries[placed.number].numpy(), placed.turn)
         alpha = pixels[:, 3]
         lab = oklab(straight(pixels))
-        gaps = [np.sqrt(((lab - oklab(np.array(color, np.float32))) ** 2).sum(-1)) for color in set(colors)]
+        behind = np.array([*colors, np.mean(colors, 0)], np.float32)  # a gradient's middle is between its ends
+        gaps = np.sqrt(((lab - oklab(behind)[:, None]) ** 2).sum(-1))
         return all(float((alpha * (gap < LIKE)).sum()) <= HIDDEN * float(alpha.sum()) for gap in gaps)
 
     def _plate(self, plates: Sequence[Plate], draws: Draws) -> Backdrop:
@@ -213,8 +214,9 @@ class Planner:
 
 def drawn_color(draws: Draws) -> RGB:
     """Draw a colour near one of the anchors: every word is as likely, and its shade varies."""
-    anchor = draws.choice(draws.choice(tuple(ANCHORS.values())))
-    red, green, blue = (min(max(part + draws.between(-14, 14), 0), 255) / 255 for part in anchor)
+    anchor, lighter = draws.choice(draws.choice(tuple(ANCHORS.values()))), draws.between(-16, 16)
+    parts = (part + lighter + draws.between(-4, 4) for part in anchor)
+    red, green, blue = (min(max(part, 0), 255) / 255 for part in parts)
     return red, green, blue
 
 

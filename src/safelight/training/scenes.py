@@ -12,20 +12,21 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from safelight.errors import InputError
+from safelight.training.banking import cached_bank
 from safelight.training.captions import Wording, caption
 from safelight.training.collections import Collection, Entry
 from safelight.training.composing import Composed, compose, on_device
 from safelight.training.data import CAPTION, Batch, Device
 from safelight.training.order import Draws
 from safelight.training.planning import Mix, Plan, Planner
-from safelight.training.sprites import Bank, build_bank
+from safelight.training.sprites import Bank
 
 __all__ = ["Mix", "Scene", "SceneData", "Wording", "is_held_out"]
 
@@ -55,6 +56,7 @@ class SceneData:
     layout     whether batches have boxes, class maps and masks
     splits     of entries with a `split`, those to train on
     hold_out   which (hex, folder) never to show: pairs of a concept and the style that its folder holds; None for none
+    cache      a folder to keep the sprites in, ready to use; without it they are made anew each time (minutes)
 
     All pictures are read when the data set is made. They are kept in `bank` on the CPU, and a copy on every device that
     a batch is asked for on (`Bank.nbytes`; 0.9 GB for 8,400 sprites at 128 pixels). There is no epoch: scenes do not
@@ -72,6 +74,7 @@ class SceneData:
         layout: bool = False,
         splits: tuple[str, ...] = ("train",),
         hold_out: Callable[[str, str], bool] | None = is_held_out,
+        cache: Path | None = None,
     ) -> None:
         if size < 8:
             raise InputError(
@@ -81,7 +84,7 @@ class SceneData:
         self.collection, self.layout = kept, layout
         self.mix, self.wording = mix or Mix(), wording or Wording()
         self._banks: dict[torch.device, Bank] = {}
-        self.bank, self.class_names = build_bank(kept, size, class_of=lambda entry: entry.meta.get(classes))
+        self.bank, self.class_names = cached_bank(kept, size, classes, cache)
 
     def __len__(self) -> int:
         return len(self.bank.sprites) + len(self.bank.photos)

@@ -22,8 +22,11 @@ from safelight.training.names import general_names, names_a_color
 from safelight.training.stores import BrokenFile, CollectionError
 
 Kind = Literal["smooth", "pixel"]
+KINDS: tuple[Kind, ...] = ("smooth", "pixel")
 STEP = 2**0.5  # between the sizes of a pyramid: a sprite is drawn at 0.7 to 1 of a size that is kept
 SMALLEST = 8
+# Filters without negative lobes: others overshoot at edges, which premultiplied pixels show as a rim.
+SHRINKING, ENLARGING = Image.Resampling.HAMMING, Image.Resampling.BILINEAR
 SUMMARY = 16  # side of the small copy that colours are measured on
 MARGIN = 1.15  # plates are this much larger than scenes, which show a part of them
 WINDOWS = (0.0, 0.5, 1.0)  # left, middle and right part of a background that is wider than high
@@ -78,7 +81,7 @@ class Bank:
     backgrounds: tuple[Plate, ...]
     pyramids: dict[Kind, tuple[Tensor, ...]]
     plates: Tensor
-    summaries: Floats
+    summaries: Tensor
     side: int
 
     def to(self, device: torch.device | str) -> "Bank":
@@ -116,11 +119,11 @@ def build_bank(collection: Collection, size: int, *, class_of: Callable[[Entry],
         sprites=tuple(_described(sprites, summaries, [_number(classes, class_of(tile.entry)) for tile in sprites])),
         photos=tuple(plate for plate, use in rows if use == "photo"),
         backgrounds=tuple(plate for plate, use in rows if use != "photo"),
-        pyramids={kind: _stacked([t.levels for t in sprites if t.kind == kind]) for kind in ("smooth", "pixel")},
+        pyramids={kind: _stacked([t.levels for t in sprites if t.kind == kind]) for kind in KINDS},
         plates=torch.from_numpy(_channels_first([px for *_, px in plates]))
         if plates
         else torch.zeros(0, 3, p, p, dtype=torch.uint8),
-        summaries=summaries,
+        summaries=torch.from_numpy(summaries),
         side=side,
     )
     return bank, classes
@@ -178,13 +181,15 @@ def _tile(entry: Entry, picture: Image.Image, size: int, side: int) -> _Tile | N
     if pixel:
         levels = [tile, *(tile.resize((side // k, side // k), Image.Resampling.BOX) for k in (2, 4))]
     else:
-        levels = [tile.resize((s, s), Image.Resampling.BICUBIC) for s in level_sizes(size)]
+        levels = [tile.resize((s, s), SHRINKING if s < tile.width else ENLARGING) for s in level_sizes(size)]
     summary = np.asarray(tile.resize((SUMMARY, SUMMARY), Image.Resampling.BOX), np.float32).reshape(-1, 4) / np.float32(
         255
     )
     x0, y0, x1, y1 = (edge / tile.width for edge in seen)
     native = max(box[2] - box[0], box[3] - box[1])
-    return _Tile(entry, "pixel" if pixel else "smooth", (x0, y0, x1, y1), native, tuple(map(_sound, levels)), summary)
+    return _Tile(
+        entry, "pixel" if pixel else "smooth", (x0, y0, x1, y1), native, tuple(map(np.asarray, levels)), summary
+    )
 
 
 def _square(picture: Image.Image, side: int = 0) -> Image.Image:
@@ -193,13 +198,6 @@ def _square(picture: Image.Image, side: int = 0) -> Image.Image:
     tile = Image.new("RGBA", (side, side))
     tile.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return tile
-
-
-def _sound(level: Image.Image) -> Pixels:
-    """Premultiplied pixels whose colours, after resizing with a filter that overshoots, do not exceed alpha."""
-    pixels = np.array(level)
-    np.minimum(pixels[..., :3], pixels[..., 3:], out=pixels[..., :3])
-    return pixels
 
 
 def _cover(entry: Entry, picture: Image.Image, kind: str, size: int) -> _Cover | None:

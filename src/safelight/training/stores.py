@@ -7,6 +7,7 @@ Each read opens the file, seeks and reads: no handle is kept, so that stores pas
 two processes never share a file's position.
 """
 
+import hashlib
 import struct
 import tarfile
 import zipfile
@@ -43,6 +44,10 @@ class Store(ABC):
 
     unsafe: Sequence[str] = ()  # names that lead outside the archive: never read
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Give a text that changes when a file does, by names, sizes and times, without reading the files."""
+
     def stem(self, name: str) -> str:
         """Give what a picture's name shares with its caption's: the name without its last extension."""
         return str(PurePosixPath(name).with_suffix(""))
@@ -66,6 +71,10 @@ class FolderStore(Store):
             return (self.folder / name).read_bytes()
         except OSError as error:
             raise BrokenFile(f"{name} cannot be read ({error.strerror})", remedy="check the file") from error
+
+    def fingerprint(self) -> str:
+        """See `Store`."""
+        return _stamp(*(self.folder / name for name in self._names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,10 @@ class ZipStore(Store):
             data = file.read(info.compress_size)
         return _unpacked(data, info, f"{name} in {self.path}")
 
+    def fingerprint(self) -> str:
+        """See `Store`."""
+        return _stamp(self.path)
+
 
 def _unpacked(data: bytes, info: zipfile.ZipInfo, name: str) -> bytes:
     try:
@@ -135,7 +148,7 @@ class TarStore(Store):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._members: dict[str, Member] = {}
         self.unsafe = []
-        paths = list(paths)
+        self.paths = paths = list(paths)
         for path in paths:
             prefix = f"{path.name}/" if len(paths) > 1 else ""
             for info in tar_members(path):
@@ -159,10 +172,22 @@ class TarStore(Store):
             raise BrokenFile(f"{name} in {member.archive} is cut short", remedy=_AGAIN)
         return data
 
+    def fingerprint(self) -> str:
+        """See `Store`."""
+        return _stamp(*self.paths)
+
     def stem(self, name: str) -> str:
         """Webdataset's rule: everything before the first dot of the last part."""
         path = PurePosixPath(name)
         return str(path.with_name(path.name.split(".", 1)[0]))
+
+
+def _stamp(*paths: Path) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        state = path.stat()
+        found.update(f"{path.name}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+    return found.hexdigest()
 
 
 def tar_members(path: Path) -> list[tarfile.TarInfo]:
