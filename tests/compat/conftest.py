@@ -12,7 +12,8 @@ WIDTH = 32
 
 
 def make_unet(in_channels=4, **changes):
-    return diffusers.UNet2DConditionModel(
+    """The prompt's weight in it is raised to what it has in trained ones."""
+    unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
         block_out_channels=(32, 64),
@@ -24,6 +25,11 @@ def make_unet(in_channels=4, **changes):
         norm_num_groups=8,
         **changes,
     )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if "attn2.to_v" in name or "attn2.to_out" in name:
+                weight *= 4
+    return unet
 
 
 def make_vae(levels=4):

@@ -5,6 +5,7 @@ sample of the posterior, then the noise. Inpainting: a sample of the picture's p
 a sample of the masked picture's posterior.
 """
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -156,9 +157,10 @@ class StableDiffusionInpaintPipeline(Denoising):
 
     _callback_tensor_inputs = (*Denoising._callback_tensor_inputs, "mask", "masked_image_latents")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.mask_processor = VaeImageProcessor(
+    @cached_property
+    def mask_processor(self) -> VaeImageProcessor:
+        """Reads masks: grey, and then 0 or 1."""
+        return VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
         )
 
