@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight import __version__
+from safelight.app import training_commands
 from safelight.app.console import Progress, error, say, table
 from safelight.errors import InputError, SafelightError
 from safelight.pipeline.fields import parameters, validate
@@ -241,4 +242,7 @@ def samplers(as_json: JsonOption = False) -> None:
         table(rows)
 
 
+training_commands.register(app, answers)
+
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+COMMANDS |= {group.name for group in app.registered_groups if group.name}

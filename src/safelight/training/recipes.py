@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safelight.errors import InputError, nearest
+from safelight.training.autoencoder_config import AutoencoderTraining
 
 CONFIG = "config.json"
 
@@ -60,7 +61,9 @@ class DiffusionConfig(_Options):
     beta1: Share = Field(0.9, description="of AdamW")
     beta2: Share = Field(0.999, description="of AdamW")
     conditioning: Literal["text", "class", "none"] = Field("text", description="what steers the network")
-    train_text_encoder: bool = Field(False, description="train the text encoder along, as the first LDMs did")
+    train_text_encoder: bool = Field(
+        False, description="train the text encoder along, as the first LDMs did; a new one always is"
+    )
     concat: Literal["none", "low_resolution", "mask"] = Field(
         "none", description="what the network sees beside the noisy latent"
     )
@@ -116,12 +119,35 @@ class DiffusionModelConfig(_Options):
     vocabulary_size: Positive = Field(4096, description="of a new text encoder's vocabulary, trained on the captions")
 
 
+class AutoencoderModelConfig(_Options):
+    """The networks of the first stage."""
+
+    init: str | None = Field(None, description="an autoencoder, or a model with one, to go on from")
+    preset: str | None = Field(
+        None, description="one of the paper's, such as kl_f8 or vq_f4: its shape, losses and rates; else as below"
+    )
+    kind: Literal["kl", "vq"] = Field("kl", description="of the bottleneck: a Gaussian or a codebook")
+    channels: Positive = Field(64, description="of the first level; every level's is a multiple of it")
+    multipliers: tuple[int, ...] = Field((1, 2, 4), description="of `channels`; n levels make f = 2^(n-1)")
+    layers: Positive = Field(2, description="residual blocks of a level")
+    latent_channels: Positive = Field(4, description="of the latent")
+    codes: Positive = Field(8192, description="in the codebook of a vq autoencoder")
+    lpips_vgg: str | None = Field(None, description="torchvision's VGG16 weights, for LPIPS")
+    lpips_heads: str | None = Field(None, description="the lpips package's linear heads, vgg.pth")
+    features: str | None = Field(None, description="stand-in features trained here, where LPIPS' files are not at hand")
+
+
+class AutoencoderRecipe(DataConfig, AutoencoderModelConfig, AutoencoderTraining, LoopConfig):
+    """All of `safelight train autoencoder`."""
+
+
 class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopConfig):
     """All of `safelight train diffusion`."""
 
 
 MAY_CHANGE = {"steps", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row", "compile",
-              "sheet_prompts", "sheet_steps", "sheet_guidance", "max_broken"}  # fmt: skip
+              "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
+              "max_broken"}  # fmt: skip
 
 
 def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
@@ -138,29 +164,31 @@ def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
         raise InputError(what, remedy=f"{name}: {kind.model_fields[name].description}") from None
 
 
-def open_run(run: Path, stage: str, recipe: BaseModel) -> None:
-    """Write the run's config.json, or see that the one there allows going on with `recipe`.
+def begin_or_continue(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    """The recipe of the run in folder `run`: what its config.json says, and what is `given`; config.json is written.
 
-    Raises InputError where they differ in more than `MAY_CHANGE`, or where `run` holds another stage, or other things.
+    Raises InputError where `given` changes what a run cannot change any more (all but `MAY_CHANGE`), where `run` holds
+    another stage or other things, and as `recipe_of` does.
     """
     from safelight.checkpoint.writing import write_json
 
-    path, new = run / CONFIG, json.loads(recipe.model_dump_json())
-    if path.exists():
-        old = read_run(run)
-        if old["stage"] != stage:
-            raise InputError(f"{run} is a run of the stage {old['stage']}", remedy="name another folder with --run")
-        changed = [k for k in new if new[k] != old["recipe"].get(k, new[k]) and k not in MAY_CHANGE]
-        if changed:
-            first = changed[0]
-            what = f"{run} was begun with {first}={old['recipe'][first]!r}, not {new[first]!r}"
-            raise InputError(
-                what, remedy=f"go on with the old value ({', '.join(changed)} differ), or name another run"
-            )
+    old: dict[str, Any] = {}
+    if (run / CONFIG).exists():
+        content = read_run(run)
+        old = content["recipe"]
+        if content["stage"] != stage:
+            raise InputError(f"{run} is a run of the stage {content['stage']}", remedy="name another folder with --run")
     elif run.is_dir() and any(run.iterdir()):
         raise InputError(f"{run} holds other things than a run", remedy="name a new or an empty folder with --run")
+    recipe = recipe_of(kind, {**old, **given})
+    new = json.loads(recipe.model_dump_json())
+    changed = [name for name in new if old and new[name] != old.get(name, new[name]) and name not in MAY_CHANGE]
+    if changed:
+        what = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in changed)
+        raise InputError(f"{run} was begun with {what}", remedy="leave these as they were, or name another run")
     run.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"stage": stage, "recipe": new})
+    write_json(run / CONFIG, {"stage": stage, "recipe": new})
+    return recipe
 
 
 def read_run(run: Path) -> dict[str, Any]:

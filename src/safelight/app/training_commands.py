@@ -1,0 +1,214 @@
+"""`safelight train diffusion | autoencoder | average` and `safelight plot`.
+
+The options of a training are the fields of its recipe. Nothing heavy is imported before a command runs.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from safelight.app.console import say
+from safelight.errors import InputError
+from safelight.training.autoencoder_config import AUTOENCODER_TRAININGS
+from safelight.training.recipes import AutoencoderRecipe, DiffusionRecipe, begin_or_continue, read_run
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from safelight.training.loop import Row
+
+RECIPES: dict[str, Any] = {"diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe}
+
+RunOption = Annotated[Path, typer.Option("--run", help="folder of the run; to go on with one, name it alone")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default the best there is")]
+RunArgument = Annotated[Path, typer.Argument(help="folder of a run")]
+
+
+def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
+    """Add the training commands to the command line; `answers` turns what they raise into messages."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model on your own pictures.")
+    for stage in RECIPES:
+        group.command(stage)(answers(training_command(stage)))
+    group.command()(answers(average))
+    app.add_typer(group, name="train")
+    app.command()(answers(plot))
+
+
+def training_command(stage: str) -> Callable[..., Any]:
+    """The command of a stage: `data` as its argument, the recipe's other fields as options."""
+    recipe = RECIPES[stage]
+
+    def command(context: typer.Context, run: Path, device: str | None, **values: Any) -> None:
+        given = {
+            name: as_field(recipe.model_fields[name], value)
+            for name, value in values.items()
+            if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+        }
+        preset = AUTOENCODER_TRAININGS.get(given.get("preset", ""), {}) if stage == "autoencoder" else {}
+        start(stage, run, device, {**preset, **given})
+
+    options = [as_option(name, field) for name, field in recipe.model_fields.items()]
+    around = [
+        Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        Parameter("run", Parameter.KEYWORD_ONLY, annotation=RunOption),
+        Parameter("device", Parameter.KEYWORD_ONLY, default=None, annotation=DeviceOption),
+    ]
+    command.__signature__ = Signature([*around, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*around, *options)}
+    what = {"autoencoder": "the first stage, an autoencoder", "diffusion": "the second stage, a diffusion model"}
+    command.__doc__ = (
+        f"Train {what[stage]}."
+        "\n\nStop it with Ctrl-C, and go on with the same command, or with --run alone. Of several processes "
+        "(torchrun --nproc-per-node N -m safelight train …) the batch size counts all."
+    )
+    return command
+
+
+def as_option(name: str, field: FieldInfo) -> Parameter:
+    """A recipe's field as a Typer parameter. Several numbers are one word: 1,2,4. Several texts repeat the option."""
+    kind, default, words = field.annotation, field.default, field.description
+    if name == "data":
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None,
+                         annotation=Annotated[str | None, typer.Argument(help=words)])  # fmt: skip
+    if get_origin(kind) is tuple:
+        texts = kind == tuple[str, ...]
+        kind = list[str] if texts else str
+        default = list(default) if texts else ",".join(map(str, default))
+    return Parameter(
+        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer.Option(help=words)]
+    )
+
+
+def as_field(field: FieldInfo, value: Any) -> Any:
+    """What `as_option` took apart, put together again."""
+    if get_origin(field.annotation) is tuple and isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    return value
+
+
+def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> None:
+    """Begin or continue a run, until it is finished or asked to stop."""
+    recipe = begin_or_continue(run, stage, RECIPES[stage], given)  # before anything that takes a while
+    from safelight.training.distributed import World
+    from safelight.training.loop import train
+
+    with stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
+        made = assembled(stage, recipe, run, world.device)
+        outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)
+    if world.first and outcome.result is not None:
+        typer.echo(outcome.result)
+    elif world.first:
+        say(f"stopped after step {outcome.step} of {recipe.steps}; all is saved. Go on with: "
+            f"safelight train {stage} --run {run}")  # fmt: skip
+
+
+def assembled(stage: str, recipe: Any, run: Path, device: Any) -> Any:
+    """The stage and the data of a recipe."""
+    from safelight.training import assembly
+
+    make = assembly.assemble_diffusion if stage == "diffusion" else assembly.assemble_autoencoder
+    return make(recipe, run, device)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM are noted: the function it gives says so. The second ends the process."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            os._exit(128 + number)
+        asked.append(number)
+        say("finishing this step and saving; once more to stop at once, back at the last checkpoint")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def bar(steps: int, shown: bool) -> Iterator[Callable[[int, "Row | None"], None]]:
+    """A progress bar with loss, samples per second and time to go; what it gives is the loop's `watch`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    progress = Progress(*columns, console=console)
+    task: TaskID = progress.add_task("", total=steps)
+
+    def watch(step: int, row: "Row | None") -> None:
+        progress.update(task, completed=step)
+        if row is not None:
+            progress.update(task, description=in_words(row))
+            if not console.is_terminal:
+                say(f"step {step}/{steps}  {in_words(row)}")
+
+    with progress if shown and console.is_terminal else nullcontext():
+        yield watch if shown else lambda step, row: None
+
+
+def in_words(row: "Row") -> str:
+    """A row of the log in a few words."""
+    losses = [f"{name} {row[name]:.4f}" for name in row if name.split("/")[0].endswith("loss")][:2]
+    skipped = [f"{row['skipped']} skipped"] if row["skipped"] else []
+    return "  ".join([*losses, f"{row['samples_per_second']:.1f} samples/s", *skipped])
+
+
+def average(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the model")],
+    length: Annotated[float, typer.Option(help="sigma_rel of the average: its width as a share of the training")],
+    step: Annotated[int | None, typer.Option(help="step at which it ends; by default the newest")] = None,
+) -> None:
+    """Choose the length of the weights' moving average after a training.
+
+    The run must have kept snapshots (--ema-lengths 0.05,0.1 --ema-snapshot-every N). Karras et al. 2024, section 3.
+    """
+    content = read_run(run)
+    from safelight.training.distributed import World
+    from safelight.training.snapshots import average as combined
+
+    recipe = RECIPES[content["stage"]](**content["recipe"])
+    tensors = combined(run / "averages", length, step)
+    with World.entered("cpu") as world:
+        made = assembled(content["stage"], recipe, run, world.device)
+    weights = {
+        name: {
+            **module.state_dict(),
+            **{k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(name)},
+        }
+        for name, module in made.stage.modules.items()
+    }
+    made.stage.finish(out, weights, {**made.about, "weights": f"averaged afterwards, sigma_rel {length:g}"})
+    typer.echo(out)
+
+
+def plot(
+    run: RunArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="a .png, .svg or .pdf; by default RUN/curves.png")
+    ] = None,
+) -> None:
+    """Draw the curves of a run: losses, learning rate, gradients, speed."""
+    read_run(run)
+    from safelight.training.log import read_log
+    from safelight.training.plots import plot_curves
+
+    rows = read_log(run)
+    if len(rows) < 2:
+        raise InputError(
+            f"{run} has {len(rows)} rows in its log, too few for a curve", remedy="train on, or lower --log-every"
+        )
+    typer.echo(plot_curves(rows, out or run / "curves.png", title=run.name))
