@@ -152,6 +152,12 @@ def test_the_writer_writes_what_the_library_writes(tmp_path):
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
 
 
+def test_a_dtype_that_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="complex128"):
+        write_safetensors(tmp_path / "c", outgoing({"c": torch.zeros(1, dtype=torch.complex128)}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_views_and_strides_are_written_as_numbers(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     write_safetensors(tmp_path / "v", outgoing({"t": base.T, "s": base[:, 1:3]}))

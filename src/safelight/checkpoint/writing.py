@@ -42,6 +42,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Outgoing], metadata: Map
 
     Raises InputError for a dtype that the format does not know, CheckpointError where the disk refuses.
     """
+    for key, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise InputError(
+                f"safetensors has no {tensor.dtype}, which {key!r} is", remedy="convert it to another dtype"
+            )
     with replacing(path) as file:
         file.write(_header(tensors, metadata))
         for key in _order(tensors):
