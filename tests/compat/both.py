@@ -40,7 +40,10 @@ def compare(text, *arguments, name="script", least=60.0):
 
 def agreement(a, b):
     """Peak signal-to-noise ratio in dB, the peak being 1 for pictures and the largest value for tensors; inf: equal."""
-    if isinstance(a, list | tuple):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return agreement(list(a.values()), [b[key] for key in a])
+    if isinstance(a, list | tuple) and not all(isinstance(x, int) for x in a):
         assert len(a) == len(b)
         return min((agreement(x, y) for x, y in zip(a, b, strict=True)), default=float("inf"))
     if isinstance(a, Image.Image):
@@ -48,7 +51,7 @@ def agreement(a, b):
         a, b = (np.asarray(x, dtype=np.float64) / 255 for x in (a, b))
     if isinstance(a, torch.Tensor | np.ndarray):
         a, b = (np.asarray(torch.as_tensor(x).detach(), dtype=np.float64) for x in (a, b))
-        assert a.shape == b.shape
+        assert a.shape == b.shape, (a.shape, b.shape)
         assert np.isfinite(a).all() and np.isfinite(b).all()
         error = np.mean((a - b) ** 2)
         return float("inf") if error == 0 else 10 * np.log10(max(1.0, np.abs(b).max()) ** 2 / error)
