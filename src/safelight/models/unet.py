@@ -170,12 +170,12 @@ class UNet(nn.Module):
                 zero_init(module.to_out)
 
     def _check_inputs(self, x: Tensor, context: Tensor | None) -> None:
-        c = self.config
-        if x.ndim != 4 or x.shape[1] != c.in_channels or min(x.shape[2:]) < self.min_size:
+        c, channels = self.config, self.conv_in.weight.shape[1]  # a first layer may have been put in by hand
+        if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < self.min_size:
             raise InputError(
-                f"The U-Net takes latents of shape (B, {c.in_channels}, H, W), H and W at least {self.min_size}, "
+                f"The U-Net takes latents of shape (B, {channels}, H, W), H and W at least {self.min_size}, "
                 f"but got {tuple(x.shape)}.",
-                remedy=f"the {c.in_channels} channels are the noisy latent and all that the model sees beside it: "
+                remedy=f"the {channels} channels are the noisy latent and all that the model sees beside it: "
                 "mask and masked picture, depth, or a small picture",
             )
         if context is None and c.conditional:
