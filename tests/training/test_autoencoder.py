@@ -21,7 +21,7 @@ JUDGED = {"disc_start": 0, "disc_warmup": 0}
 
 def plain_losses(made, pictures, epsilon):
     """Rombach et al. 2022, appendix G, and VQGAN's equation 7, in one piece and without any cleverness."""
-    config, network, judge, metric = made.config, made.generator.autoencoder, made.discriminator, made.perceptual
+    config, network, judge, metric = made.config, made.generator.autoencoder, made.judge.discriminator, made.perceptual
     h = network.quant_conv(network.encoder(pictures))
     if network.config.num_vq_embeddings is None:
         mean, logvar = h[:, : h.shape[1] // 2], h[:, h.shape[1] // 2 :].clamp(-30, 20)
@@ -89,7 +89,7 @@ def test_one_step_is_the_papers(case):
     loss_g, loss_d, d_weight = plain_losses(plain, pictures, noise().normal(3, 8, 8))
     ours = dict(plain.generator.named_parameters())
     g_gradients = torch.autograd.grad(loss_g, [p for p in ours.values() if p.requires_grad], retain_graph=True)
-    d_gradients = torch.autograd.grad(loss_d, list(plain.discriminator.parameters()))
+    d_gradients = torch.autograd.grad(loss_d, list(plain.judge.discriminator.parameters()))
 
     figures = {}
     for loss in made.losses(made.data.batch(0, range(4)), noise()):
@@ -101,17 +101,18 @@ def test_one_step_is_the_papers(case):
     trained = [p for p in made.generator.parameters() if p.requires_grad]
     for parameter, gradient in zip(trained, g_gradients, strict=True):
         assert relative(parameter.grad, gradient) < 2e-5 or (parameter.grad - gradient).norm() < 1e-6 * loss_g.abs()
-    for parameter, gradient in zip(made.discriminator.parameters(), d_gradients, strict=True):
+    for parameter, gradient in zip(made.judge.discriminator.parameters(), d_gradients, strict=True):
         assert relative(parameter.grad, gradient) < 2e-5 or (parameter.grad - gradient).norm() < 1e-7
 
-    before = [p.detach().clone() for p in (*trained, *made.discriminator.parameters())]
+    before = [p.detach().clone() for p in (*trained, *made.judge.discriminator.parameters())]
     rate = made.config.learning_rate
     wanted = [
-        plain_adam(p, q.grad, rate) for p, q in zip(before, (*trained, *made.discriminator.parameters()), strict=True)
+        plain_adam(p, q.grad, rate)
+        for p, q in zip(before, (*trained, *made.judge.discriminator.parameters()), strict=True)
     ]
     for optimizer in made.optimizers.values():
         optimizer.step()
-    for parameter, expected in zip((*trained, *made.discriminator.parameters()), wanted, strict=True):
+    for parameter, expected in zip((*trained, *made.judge.discriminator.parameters()), wanted, strict=True):
         assert relative(parameter, expected) < 1e-5
 
 
@@ -119,7 +120,7 @@ def test_the_discriminators_gradients_are_its_own_losses_alone():
     made = stage(**JUDGED)
     losses = made.losses(made.data.batch(0, range(4)), noise())
     next(losses).value.backward()
-    assert all(p.grad is None for p in made.discriminator.parameters())
+    assert all(p.grad is None for p in made.judge.discriminator.parameters())
     before = [p.grad.clone() for p in made.generator.parameters() if p.grad is not None]
     next(losses).value.backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, made.generator.parameters(), strict=False))
@@ -129,7 +130,7 @@ def test_r1_penalty_is_half_the_squared_gradient():
     made, without = (stage(disc_norm="none", r1_gamma=gamma, **JUDGED) for gamma in (1e6, 0.0))
     *_, loss = made.losses(made.data.batch(0, range(4)), noise())
     *_, bare = without.losses(made.data.batch(0, range(4)), noise())
-    network, penalty = copy.deepcopy(made.discriminator).double(), 0.0
+    network, penalty = copy.deepcopy(made.judge.discriminator).double(), 0.0
     for picture in made.data.batch(0, range(4)).pictures:  # by its definition, one picture at a time
         x = picture[None].double().requires_grad_()
         (gradient,) = torch.autograd.grad(network(x).mean(), x)
@@ -138,7 +139,7 @@ def test_r1_penalty_is_half_the_squared_gradient():
     assert float(loss.value - bare.value) == pytest.approx(1e6 * penalty, rel=1e-4)
     loss.value.backward()
     bare.value.backward()
-    pairs = zip(made.discriminator.parameters(), without.discriminator.parameters(), strict=True)
+    pairs = zip(made.judge.discriminator.parameters(), without.judge.discriminator.parameters(), strict=True)
     assert any(not torch.allclose(p.grad, q.grad) for p, q in pairs)
 
 
@@ -215,14 +216,14 @@ def test_bfloat16_passes_and_float32_losses():
         assert loss.value.dtype == torch.float32
         assert float(loss.value) == pytest.approx(float(reference.value), rel=0.1)
         loss.value.backward()
-    assert all(p.grad.dtype == torch.float32 for p in made.discriminator.parameters())
+    assert all(p.grad.dtype == torch.float32 for p in made.judge.discriminator.parameters())
 
 
 def test_a_step_asks_the_device_nothing():
     """Every tensor lives on "meta", which has no numbers to ask for: an .item() or a branch on a tensor would fail."""
     made = stage(TINY, disc_norm="group", **JUDGED)
     made.generator.to("meta")
-    made.discriminator.to("meta")
+    made.judge.discriminator.to("meta")
     made.perceptual.to("meta")
     batch = made.data.batch(0, range(4), "meta")
     for loss in made.losses(batch, MetaNoise(0, range(4))):

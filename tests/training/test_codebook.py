@@ -137,11 +137,14 @@ def test_resuming_goes_on_exactly():
 
 
 def test_two_processes_see_one_codebook(tmp_path):
-    """Counts are added up, and both take rank 0's latents: their codebooks stay equal."""
+    """Counts are added up, and both give latents: their codebooks stay equal."""
     torch.multiprocessing.spawn(_process, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(first["shares"], second["shares"]) and torch.equal(first["weight"], second["weight"])
     torch.testing.assert_close(first["shares"], 0.01 * torch.tensor([0.75, 0.25, 0, 0]))
+    rows = [each["latents"].movedim(1, -1).reshape(-1, 3) for each in (first, second)]
+    givers = [[bool((latents == code).all(1).any()) for latents in rows] for code in first["weight"][2:]]
+    assert givers == [[True, False], [False, True]]  # of the two dead codes, one from each process
 
 
 def _process(rank, meet, folder):
@@ -152,5 +155,5 @@ def _process(rank, meet, folder):
     torch.manual_seed(rank)
     latents, weight = torch.randn(2, 3, 2, 2), torch.zeros(4, 3)
     revive(weight, use.dead(), latents, torch.Generator().manual_seed(1))
-    torch.save({"shares": use.shares, "weight": weight}, f"{folder}/{rank}.pt")
+    torch.save({"shares": use.shares, "weight": weight, "latents": latents}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

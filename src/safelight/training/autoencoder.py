@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_autoencoder
-from safelight.errors import InputError
+from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.bottleneck import GaussianPosterior, LatentScale, VectorQuantizer
 from safelight.models.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -36,6 +36,7 @@ from safelight.training.autoencoder_config import AutoencoderTraining
 from safelight.training.cards import write_card
 from safelight.training.codebook import CodebookUse, revive
 from safelight.training.data import Data
+from safelight.training.distributed import sharded
 from safelight.training.noise import BatchNoise
 from safelight.training.optim import adamw
 from safelight.training.perceptual import LPIPS_NAME
@@ -70,7 +71,7 @@ class FirstStage(nn.Module):
         self.autoencoder = autoencoder
         self.beta, self.legacy = config.commitment_beta, config.original
         learned = config.reduction == "sum" and not config.original  # VQ's likelihood has no logvar
-        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=learned)
+        self.logvar = nn.Parameter(torch.zeros(1), requires_grad=learned)
 
     def forward(self, picture: Tensor, noise: Tensor | None) -> Reconstruction:
         """Pictures (B, 3, H, W) in [-1, 1], and standard normal noise of the latent's shape (None: take the mode).
@@ -78,7 +79,7 @@ class FirstStage(nn.Module):
         A VQ autoencoder has no use for noise.
         """
         network = self.autoencoder
-        logvar = self.logvar.view(())
+        logvar = self.logvar.sum()  # not a view: replicas may take the memory of parameters back after a pass
         if isinstance(network.quantize, VectorQuantizer):
             z = network.moments(picture).float()
             with torch.autocast(z.device.type, enabled=False):  # distances between codes need float32
@@ -92,15 +93,15 @@ class FirstStage(nn.Module):
 
 
 class Judge(nn.Module):
-    """A discriminator as it is trained: on real pictures and reconstructions, one after the other."""
+    """A discriminator as it is used: on several batches, such as pictures and reconstructions, one after the other."""
 
     def __init__(self, discriminator: PatchDiscriminator) -> None:
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) -> the logits of both. Batch normalisation sees each kind by itself."""
-        return self.discriminator(real), self.discriminator(fake)
+    def forward(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Pictures (B, 3, H, W) -> the logits of each batch. Batch normalisation sees each batch by itself."""
+        return tuple(self.discriminator(pictures) for pictures in batches)
 
 
 class AutoencoderStage(Stage):
@@ -140,8 +141,7 @@ class AutoencoderStage(Stage):
                 layers=config.disc_layers,
                 norm=config.disc_norm,
             )
-            self.discriminator = PatchDiscriminator(shape).to(self.device).train()
-            self.modules["discriminator"] = Judge(self.discriminator)
+            self.modules["discriminator"] = self.judge = Judge(PatchDiscriminator(shape)).to(self.device).train()
             rates["discriminator"] = config.disc_learning_rate or config.learning_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: adamw([self.modules[name]], learning_rate=rate, betas=betas, weight_decay=0.0)
@@ -154,7 +154,7 @@ class AutoencoderStage(Stage):
             self.use = CodebookUse(size, device=self.device)
             # Codes that nobody has moved from where they were drawn, U(-1/n, 1/n), are all as good as dead.
             self._new_codes = bool(self._codebook.embedding.weight.abs().max() <= 1 / size)
-        self._latent: Tensor | None = None
+        self._latents: list[Tensor] = []
 
     @property
     def perceptual_name(self) -> str:
@@ -175,7 +175,7 @@ class AutoencoderStage(Stage):
         made: Reconstruction = self.modules["autoencoder"](pictures, self._latent_noise(pictures, noise))
         if made.indices is not None:
             self.use.see(made.indices)
-            self._latent = made.latent
+            self._latents += [made.latent] if self._moving(noise.step) else []
         yield self._generator_loss(pictures, made, noise)
         if config.judging(noise.step):
             yield self._discriminator_loss(pictures, made.picture.detach())
@@ -211,7 +211,7 @@ class AutoencoderStage(Stage):
     def _judged(self, nll: Tensor, made: Reconstruction, figures: dict[str, Tensor]) -> Tensor:
         """Nll + weight·adversarial loss, with gradients at x̂ and logvar that have been computed here."""
         x, last = made.picture, self.generator.autoencoder.decoder.conv_out.weight
-        adversarial = generator_loss(self.discriminator(x))
+        adversarial = generator_loss(self.judge(x)[0])
         (of_adversarial,) = torch.autograd.grad(adversarial, x)
         at = [x, made.logvar] if made.logvar.requires_grad else [x]
         of_nll = torch.autograd.grad(nll, at)
@@ -229,21 +229,26 @@ class AutoencoderStage(Stage):
         loss = config.disc_factor * DISCRIMINATOR_LOSSES[config.disc_loss](of_real, of_fake)
         figures = {"disc_loss": loss, "logits_real": of_real.mean(), "logits_fake": of_fake.mean()}
         if config.r1_gamma:
+            if sharded(self.modules):
+                raise MissingPartError("the R1 penalty of a sharded discriminator", remedy="train with --parallel ddp")
             figures["r1"] = r1_penalty(of_real, real)
             loss = loss + config.r1_gamma * figures["r1"]
         return Loss("discriminator", loss, {name: value.detach().float() for name, value in figures.items()})
 
     def updated(self, step: int) -> None:
         """Count the codes of the step, and move unused ones when it is time; at step 0 all codes, if they are new."""
-        if self._codebook is None or self._latent is None:
+        if self._codebook is None:
             return
         self.use.update()
-        new = step == 0 and self._new_codes and not self.config.original
-        if new or self.config.reviving(step):
-            dead = self.use.dead()
-            weight, optimizer = self._codebook.embedding.weight, self.optimizers["autoencoder"]
-            revive(weight, torch.ones_like(dead) if new else dead, self._latent, self._generator(step), optimizer)
-        self._latent = None
+        if self._moving(step) and self._latents:
+            dead = torch.ones_like(self.use.dead()) if step == 0 else self.use.dead()
+            weight, latents = self._codebook.embedding.weight, torch.cat(self._latents)
+            revive(weight, dead, latents, self._generator(step), self.optimizers["autoencoder"])
+        self._latents = []
+
+    def _moving(self, step: int) -> bool:
+        """Whether codes are moved after this step."""
+        return self.config.reviving(step) or (step == 0 and self._new_codes and not self.config.original)
 
     def _generator(self, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator of this place in the run alone."""

@@ -74,14 +74,16 @@ def revive(
     """Move the dead codes of a codebook onto latents drawn at random; return which were moved, (n,).
 
     weight (n, C) is the codebook, dead (n,) a mask, latents (B, C, h, w) what the encoder has just made; `generator` is
-    on the CPU. The optimizer forgets what it knew of the moved codes. All processes call this together, and rank 0's
-    latents are taken. Latents that are not finite move nothing.
+    on the CPU. The optimizer forgets what it knew of the moved codes. All processes call this together, with equal
+    generators, and each gives latents for every `world size`-th code. Latents that are not finite move nothing.
     """
     rows = latents.detach().movedim(1, -1).flatten(0, -2).float()
     chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device, non_blocking=True)
     places = rows[chosen]
     if dist.is_available() and dist.is_initialized():
-        dist.broadcast(places, src=0)
+        ours = torch.arange(len(places), device=places.device) % dist.get_world_size() == dist.get_rank()
+        places = torch.where(ours[:, None], places, torch.zeros_like(places))
+        dist.all_reduce(places)  # every code has one process that does not give zeros
     moved = dead & places.isfinite().all(dim=1)
     column = placed(moved[:, None], weight)
     weight.copy_(torch.where(column, placed(places.to(weight.dtype), weight), weight))
