@@ -123,6 +123,11 @@ def test_options_for_pictures_leave_captions_as_they_are(tmp_path):
     assert [plain.sample(1, n).caption for n in range(30)] == [varied.sample(1, n).caption for n in range(30)]
 
 
+def test_captions_come_without_pictures(tmp_path):
+    data = PictureData(collection(tmp_path, caption="on the left {}"), **VARIED, flip_words="swap")
+    assert list(data.captions(3, 30)) == [data.sample(3, n).caption for n in range(30)]
+
+
 def test_keyword_substitution(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     (tmp_path / "metadata.jsonl").write_text(

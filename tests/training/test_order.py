@@ -19,6 +19,7 @@ def test_one_place_at_a_time_equals_all_at_once():
     whole = [int(i) for epoch in (0, 1) for i in order.indices(epoch, np.arange(50))]
     assert [order.at(n) for n in range(100)] == whole
     assert order.index(1, 4) == whole[54]
+    assert order.many([99, 0, 50, 3]) == [whole[99], whole[0], whole[50], whole[3]]
     assert whole[:50] != whole[50:]
 
 

@@ -92,6 +92,7 @@ def test_scenes_are_pictures_with_captions(folder):
     assert batch.pictures.shape == (8, 3, 48, 48) and batch.pictures.dtype == torch.float32
     assert batch.pictures.abs().max() <= 1 and len(set(batch.captions)) == 8
     assert batch.boxes is None
+    assert list(scenes(folder).captions(0, 8)) == batch.captions
 
 
 def test_a_scene_is_a_function_of_seed_and_number(folder):

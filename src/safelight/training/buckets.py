@@ -15,22 +15,25 @@ from safelight.training.order import Order
 class Buckets:
     """Sizes of about equal area and different shape; each picture goes to the one that cuts least of it off.
 
-    `size` is the side of the square among them; every side is a multiple of `step` and no shape is longer than
-    `max_aspect`. (The scheme of NovelAI's trainer, 2022.) With size 512, step 64: 512x512, 576x448, 640x384, ...
+    `size` is the side of the square among them; every side is a multiple of `step`, by default an eighth of the size,
+    and no shape is longer than `max_aspect`. (The scheme of NovelAI's trainer, 2022.) With size 512: 512x512, 576x448,
+    640x384, ...
     """
 
     size: int
-    step: int = 64
+    step: int = 0
     max_aspect: float = 2.0
 
     def __post_init__(self) -> None:
+        if self.step == 0:
+            object.__setattr__(self, "step", max(self.size // 8, 1))
         if self.step < 1 or self.size < self.step or self.size % self.step or self.max_aspect < 1:
             raise InputError(
                 f"buckets of size {self.size} in steps of {self.step} up to aspect {self.max_aspect} cannot be made",
                 remedy="the size must be a multiple of the step, and max_aspect at least 1",
             )
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[Size, ...]:
         """Every bucket's (width, height), the square first, then by width."""
         area, sides = self.size**2, range(self.step, self.size * 8, self.step)

@@ -80,6 +80,10 @@ class Data(Protocol[B_co]):
         """Give the samples of these numbers, ready on the device."""
         ...
 
+    def captions(self, seed: int, count: int) -> Iterator[str]:
+        """Give the captions of the first samples, without their pictures."""
+        ...
+
     def gather(self, seed: int, numbers: Sequence[int]) -> Any:
         """Like `batch`, by a worker process: something on the CPU whose `.to(device)` gives the batch."""
         ...
@@ -150,11 +154,20 @@ class PictureData:
         wanted, size = self.index(seed, n)
         index, picture = self.collection.intact(wanted)
         entry, draws = self.collection[index], Draws(seed, n)
-        caption, flip = self._mirrored(self._caption(entry, Draws(seed, n, CAPTION)), draws.chance(self.flip))
+        caption, flip = self._worded(entry, seed, n, draws)
         across, down, share = draws.unit(), draws.unit(), draws.between(self.zoom, 1)
         where = {"across": across, "down": down, "share": share} if self.crop == "random" else {}
         picture = on_background(fitted(picture, size, **where), self.background, draws)
         return Sample(index, as_array(picture, flip=flip), caption, self.classes.get(entry.label or "", -1))
+
+    def captions(self, seed: int, count: int) -> Iterator[str]:
+        """Give the captions of the first samples, without reading a picture (and as if none were broken)."""
+        for n in range(count):
+            yield self._worded(self.collection[self.index(seed, n)[0]], seed, n, Draws(seed, n))[0]
+
+    def _worded(self, entry: Entry, seed: int, n: int, draws: Draws) -> tuple[str, bool]:
+        """Give the caption of sample n, and whether its picture is mirrored."""
+        return self._mirrored(self._caption(entry, Draws(seed, n, CAPTION)), draws.chance(self.flip))
 
     def _caption(self, entry: Entry, draws: Draws) -> str:
         caption = draws.choice(entry.captions or ("",))

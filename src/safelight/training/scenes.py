@@ -9,7 +9,7 @@ everything about a picture is known exactly. A scene is a pure function of (seed
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -98,6 +98,10 @@ class SceneData:
         """Give scene n: what is in it, and its caption, without pixels."""
         plan = self.planner.plan(Draws(seed, n))
         return Scene(plan, caption(plan, self.bank.size, self.wording, Draws(seed, n, CAPTION)))
+
+    def captions(self, seed: int, count: int) -> Iterator[str]:
+        """Give the captions of the first scenes, without pixels."""
+        return (self.sample(seed, n).caption for n in range(count))
 
     def batch(self, seed: int, numbers: Sequence[int], device: Device = "cpu") -> Batch:
         """Compose the scenes of these numbers on the device."""
