@@ -1,5 +1,6 @@
 """What is this file? Its family and the configs of its networks, read from the names and shapes of its tensors alone.
- Nothing here looks at a number inside a tensor. What shapes cannot tell (the number of heads, the prediction type) is
+
+Nothing here looks at a number inside a tensor. What shapes cannot tell (the number of heads, the prediction type) is
 taken from a preset that agrees in everything else, else from the family's rule, and a caller who knows better says so.
 """
 

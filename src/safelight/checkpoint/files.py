@@ -1,5 +1,6 @@
 """Bytes -> named tensors that stay in their file until asked for.
- `open_file` and `open_weights` read headers alone, check them against the rules of the format before any tensor is
+
+`open_file` and `open_weights` read headers alone, check them against the rules of the format before any tensor is
 touched (so that a broken file is refused in milliseconds), and return `Tensors`, a mapping whose values are
 memory-mapped views.
 """

@@ -1,6 +1,7 @@
 """Hub ids -> local paths, by huggingface_hub: its cache, HF_HUB_OFFLINE, HF_ENDPOINT and tokens are obeyed as they
 stand.
- Only what will be read is downloaded: JSON files, tokenizer files, and one form of each network's weights (safetensors
+
+Only what will be read is downloaded: JSON files, tokenizer files, and one form of each network's weights (safetensors
 rather than pickles, the variant that was asked for). The revision is resolved to a commit once, and files are listed
 and downloaded from that commit.
 """

@@ -4,7 +4,8 @@ A table is text, so that it can be read beside the drawing of the network:
 
     input_blocks.{n}.0.in_layers.0.*      down_blocks.{i}.resnets.{j}.norm1.*
     {t}.attn.in_proj_*                    {o}.q_proj.*  {o}.k_proj.*  {o}.v_proj.*      thirds
- Names in braces are filled in from a list of points ({"i": 0, "j": 1, "n": 2}, ...); `*` stands for the rest of a name,
+
+Names in braces are filled in from a list of points ({"i": 0, "j": 1, "n": 2}, ...); `*` stands for the rest of a name,
 the same on both sides; several names of ours beside one of theirs are cut out of it by the transform that ends the row.
 A row holds where the network has the parameter, so tables need no conditions: what a network lacks is not mapped. The
 inverse is not written: it is the same table, read from right to left, which is possible because every table is checked

@@ -1,5 +1,6 @@
 """The tables: CompVis' names in the left column, ours (diffusers') in the right. See `keymap` for how they are read.
- Sources: `ldm/modules/diffusionmodules/{openaimodel,model}.py` of CompVis/latent-diffusion for the left column of the
+
+Sources: `ldm/modules/diffusionmodules/{openaimodel,model}.py` of CompVis/latent-diffusion for the left column of the
 U-Net and of the first stage, open_clip's `transformer.py` for OpenCLIP, diffusers' and transformers' modules for the
 right one.
 """

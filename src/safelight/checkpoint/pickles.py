@@ -1,5 +1,6 @@
 """`.ckpt`, `.pt`, `.pth` and `.bin` files: described by a child process, mapped here. This process never unpickles.
- The child (`unpickle.py`) says where in the file each tensor lies. Its answer is checked like any other input, and the
+
+The child (`unpickle.py`) says where in the file each tensor lies. Its answer is checked like any other input, and the
 file is then mapped as a safetensors file is: no second copy on disk, none in memory. torch pads its zip records so that
 they can be mapped; the tensors of the format before torch 1.6 lie at odd addresses and are copied when read.
 """

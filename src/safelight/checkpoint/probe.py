@@ -1,9 +1,11 @@
 """Does a U-Net predict the noise or v? Its weights do not say; one pass through it nearly always does.
- At the last training step the input x = alpha x0 + sigma noise is almost pure noise (alpha = 0.07 for Stable
+
+At the last training step the input x = alpha x0 + sigma noise is almost pure noise (alpha = 0.07 for Stable
 Diffusion). A net that predicts the noise gives back almost x itself. One that predicts v = alpha noise - sigma x0 gives
 about minus a mean picture, which has little to do with x. So the correlation of output and input tells them apart: near
 1, or near 0. (AUTOMATIC1111 asks the same question with a constant input, and looks at the mean of the difference.)
- Limits: it says something about trained nets only; a net that was trained on a schedule of zero terminal SNR, or for
+
+Limits: it says something about trained nets only; a net that was trained on a schedule of zero terminal SNR, or for
 `sample` prediction, looks like v (the latter is not told apart); and between 0.3 and 0.7 no answer is given.
 """
 

@@ -1,7 +1,8 @@
 """The locked room in which pickles are read: a script of the standard library alone, run as a child process.
 
     python -I -S unpickle.py < model.ckpt > description.json
- A pickle is a program. This child runs it on a machine with nothing in reach: `find_class` hands out only inert
+
+A pickle is a program. This child runs it on a machine with nothing in reach: `find_class` hands out only inert
 stand-ins made below (no torch, no NumPy, no import takes place), files cannot be opened nor written, memory and
 processor time are limited. It reads no tensor data either: it describes where in the file each tensor lies, and the
 parent maps the bytes. That is all that ever leaves this process: names, numbers and offsets, as JSON, which the parent
