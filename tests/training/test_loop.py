@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from safelight.training.diffusion import DiffusionStage
 from safelight.training.distributed import World
+from safelight.training.log import read_log
 from safelight.training.loop import Trainer, train
 from safelight.training.recipes import DiffusionConfig, LoopConfig
 
@@ -59,7 +60,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
                      "modules.safetensors", "optimizer-unet.safetensors", "rng.safetensors"]  # fmt: skip
     for name in files:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    assert [row["step"] for row in map(json.loads, (tmp_path / "halves/log.jsonl").read_text().splitlines())] == [2, 4, 6]
+    assert [row["step"] for row in read_log(tmp_path / "halves")] == [2, 4, 6]
 
 
 def gradients(run_stage, run, **options):

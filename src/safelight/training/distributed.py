@@ -143,10 +143,24 @@ def sharded(modules: Mapping[str, nn.Module]) -> bool:
     return any(isinstance(module, FSDPModule) for module in modules.values())
 
 
+def reshard(modules: Mapping[str, nn.Module]) -> None:
+    """Give back what sharded networks gathered in a forward pass without a backward pass behind it."""
+    for module in modules.values():
+        if isinstance(module, FSDPModule):
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, whole, on the CPU, copied only if it must be; a sharded one is put together by all processes."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's own part of a tensor, sharing its memory; all of it where it is not sharded."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from safelight.errors import InputError
+from safelight.training.distributed import local
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class Averages:
         self.updates += 1
         for profile in self.profiles:
             for name, module in self.modules.items():
-                weights = [p.detach() for p in module.parameters()]
-                torch._foreach_lerp_(self.sets[profile.name][name], weights, 1 - profile.at(self.updates))
+                averages = [local(average) for average in self.sets[profile.name][name]]
+                weights = [local(p) for p in module.parameters()]
+                torch._foreach_lerp_(averages, weights, 1 - profile.at(self.updates))
 
     def tensors(self, profile: str) -> dict[str, Tensor]:
         """One set: {"module.parameter": tensor}."""
@@ -121,7 +123,7 @@ class Averages:
 
     def _fill(self, source: Mapping[str, Sequence[Tensor]]) -> None:
         for name, module in self.modules.items():
-            torch._foreach_copy_([p.detach() for p in module.parameters()], list(source[name]))
+            torch._foreach_copy_([local(p) for p in module.parameters()], [local(t) for t in source[name]])
 
 
 def inner_product(t_a: float, gamma_a: float, t_b: float, gamma_b: float) -> float:

@@ -21,7 +21,7 @@ from safelight.errors import CheckpointError, InputError, NonFiniteError, Safeli
 from safelight.training import snapshots
 from safelight.training.capture import capture, restore
 from safelight.training.data import Data, batches, sample_numbers
-from safelight.training.distributed import World, apart, bare, replicate, sharded, whole
+from safelight.training.distributed import World, apart, bare, replicate, reshard, sharded, whole
 from safelight.training.ema import Averages, profiles
 from safelight.training.log import LOG, Figures, Log, read_log
 from safelight.training.noise import BatchNoise
@@ -143,7 +143,7 @@ class Trainer:
             self.draw_sheet()
         if self._due(c.ema_snapshot_every):
             snapshots.take(self.run / "averages", self.averages, self.step, self.world)
-        if self._due(c.checkpoint_every):
+        if self._due(c.checkpoint_every) and self.step < c.steps:  # the last one must be, and has its own line
             self._save()
 
     def _due(self, every: int) -> bool:
@@ -287,6 +287,7 @@ class Trainer:
         try:
             with torch.no_grad(), self.averages.applied(), self._autocast():
                 sheet = self.stage.sheet()
+                reshard(self.stage.modules)
             if sheet is not None and self.world.first:
                 folder = self.run / "sheets"
                 folder.mkdir(exist_ok=True)
