@@ -1,5 +1,6 @@
 """What pictures are compared by: networks (and plain numbers) that turn each picture into a vector.
 
+    pixel_features()         the pixels themselves
     dct_features()           the low frequencies of the pixels: no network, a floor to compare the others with
     inception_features(...)  the network that defines FID and KID, from the weight file the user gives
     clip_features(...)       CLIP's image encoder, likewise
@@ -102,6 +103,18 @@ def dct_features(*, side: int = 32, keep: int = 8) -> Extractor:
         return (rows.to(small.device) @ small @ rows.T.to(small.device)).flatten(1)
 
     return Extractor(f"DCT ({keep}x{keep} lowest of {side}x{side})", transform, frechet="FD-dct", kernel="KD-dct")
+
+
+def pixel_features(*, side: int = 32) -> Extractor:
+    """The pixels of a picture shrunk to side x side, in 8-bit levels: 3·side² numbers.
+
+    Scaled so that a distance is the root of the mean squared difference of two pictures' levels.
+    """
+
+    def levels(pictures: Tensor) -> Tensor:
+        return (shrunk(pictures, side).flatten(1) + 1) * (127.5 / math.sqrt(3 * side**2))
+
+    return Extractor(f"pixels at {side}x{side}", levels, frechet="FD-pixels", kernel="KD-pixels")
 
 
 def shrunk(pictures: Tensor, side: int) -> Tensor:

@@ -1,0 +1,116 @@
+"""Real pictures to compare a model's with, and the pictures it was trained on.
+
+Of a collection of sprites these are composed scenes (`safelight.training.scenes`): the same numbers with the training's
+seed are the training's own pictures, with another seed they are new ones, and those of sprites that are held out show
+things that no training saw. Of any other collection, entries of another split than "train" are new pictures.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from safelight.errors import InputError
+from safelight.training.classifier import held_out_part, lone_things
+from safelight.training.collections import Collection
+from safelight.training.data import Batch, Data, PictureData
+from safelight.training.questions import ASKING
+from safelight.training.scenes import SceneData
+
+__all__ = ["References", "has_sprites", "numbered"]
+
+NEW = 1 << 40  # seeds from here on are no training's
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures of a data set with one seed, in an order that depends on nothing else. `note` says what they are."""
+
+    data: Data[Batch]
+    seed: int
+    note: str
+    limit: int | None = None  # how many different ones there are; None: no end
+
+    def batches(self, count: int, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+        """Give pictures number `start` to start+count-1, fewer if there are fewer: (B, 3, H, W) in [-1, 1]."""
+        return (batch.pictures for batch in self.samples(count, batch_size, start))
+
+    def captions(self, count: int, batch_size: int) -> list[str]:
+        """Give the captions of the first `count` pictures."""
+        if isinstance(self.data, SceneData):
+            return [self.data.sample(self.seed, n).caption for n in range(count)]
+        return [caption for batch in self.samples(count, batch_size) for caption in batch.captions]
+
+    def samples(self, count: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Give whole batches."""
+        end = start + count if self.limit is None else min(start + count, self.limit)
+        return (self.data.batch(self.seed, some) for some in numbered(range(start, end), batch_size))
+
+
+class References:
+    """A collection's pictures at `size` pixels, by what they are needed for. Each part is read when first asked for."""
+
+    def __init__(self, collection: Collection, size: int, *, seed: int = 0, train_seed: int = 0) -> None:
+        self.collection, self.size, self.seed, self.train_seed = collection, size, NEW + seed, train_seed
+        self.scenic = has_sprites(collection)
+
+    @cached_property
+    def _scenes(self) -> SceneData:
+        return SceneData(self.collection, size=self.size)
+
+    @cached_property
+    def training(self) -> Source:
+        """What the model may have been trained on."""
+        if self.scenic:
+            return Source(self._scenes, self.train_seed, "scenes of the training")
+        seen = self.collection.where(lambda entry: entry.split in (None, "train"))
+        return self._plain(seen, "training pictures")
+
+    @cached_property
+    def new(self) -> Source:
+        """Pictures like those of the training, but others."""
+        if self.scenic:
+            return Source(self._scenes, self.seed, "new scenes of the training's sprites")
+        if not self.apart:
+            return self._plain(self.collection, "any pictures of the collection, which knows no splits")
+        unseen = self.collection.where(lambda entry: entry.split not in (None, "train"))
+        return self._plain(unseen, "pictures of other splits than train")
+
+    @cached_property
+    def unseen(self) -> Source:
+        """Pictures of things that no training saw, if the collection holds any out; else `new`."""
+        if not self.scenic or (held_out := held_out_part(self.collection)) is None:
+            return self.new
+        scenes = SceneData(held_out, size=self.size, hold_out=None)
+        return Source(scenes, self.seed, "scenes of held-out sprites")
+
+    @cached_property
+    def questions(self) -> SceneData:
+        """Scenes of one held-out thing each, captioned to be asked for. Raises InputError where none is held out."""
+        return lone_things(self.collection, self.size, held_out=True, wording=ASKING)
+
+    @cached_property
+    def asked(self) -> Source:
+        """The pictures that the questions' prompts describe."""
+        return Source(self.questions, self.seed, "scenes of held-out things")
+
+    @property
+    def apart(self) -> bool:
+        """Whether `new` are surely no pictures of the training."""
+        return self.scenic or any(entry.split not in (None, "train") for entry in self.collection)
+
+    def _plain(self, collection: Collection, note: str) -> Source:
+        return Source(PictureData(collection, size=self.size), self.seed, note, len(collection))
+
+
+def has_sprites(collection: Collection) -> bool:
+    """Say whether a collection's table tells sprites from backgrounds, so that scenes can be made of it."""
+    return any(entry.meta.get("kind") == "sprite" for entry in collection)
+
+
+def numbered(numbers: range, batch_size: int) -> Iterator[Sequence[int]]:
+    """Cut numbers into batches. Raises InputError for none at all."""
+    if not numbers:
+        raise InputError("there are no pictures to measure", remedy="give more pictures, or a smaller --count")
+    return (numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size))
