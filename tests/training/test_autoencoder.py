@@ -42,7 +42,7 @@ def plain_losses(made, pictures, epsilon):
     rec = (pictures - again).abs() + config.perceptual_weight * metric(pictures, again).view(-1, 1, 1, 1)
     logvar = made.generator.logvar
     terms = rec / torch.exp(logvar) + logvar
-    nll = terms.sum() / len(terms) if config.reduction == "sum" else terms.mean()
+    nll = terms.sum() / len(terms) if made.reduction == "sum" else terms.mean()
     g_loss = -judge(again).mean()
     last = network.decoder.conv_out.weight
     of_nll = torch.autograd.grad(nll, last, retain_graph=True)[0].norm()
@@ -72,7 +72,7 @@ CASES = {
     "kl": (TINY, {}),
     "kl, vanilla": (TINY, {"disc_loss": "vanilla", "disc_factor": 0.7, "kl_weight": 1e-2}),
     "kl, mean, group norm": (TINY, {"reduction": "mean", "disc_norm": "group", "perceptual_weight": 0.3}),
-    "vq": (TINY_VQ, {"reduction": "mean", "disc_weight": 0.75, "codebook_weight": 1.3}),
+    "vq": (TINY_VQ, {"disc_weight": 0.75, "codebook_weight": 1.3}),
     "vq, no norm": (TINY_VQ, {"reduction": "mean", "disc_norm": "none"}),
 }
 
@@ -239,7 +239,9 @@ def test_presets_are_the_papers():
     assert training_preset("kl_f8") == AutoencoderTraining(learning_rate=1.8e-5)
     assert training_preset("kl_f8").disc_start == 50001 and training_preset("kl_f8").kl_weight == 1e-6
     vq = training_preset("vq_f16")
-    assert (vq.reduction, vq.disc_start, vq.disc_weight, vq.disc_layers) == ("mean", 250001, 0.75, 2)
+    assert (vq.disc_start, vq.disc_weight, vq.disc_layers) == (250001, 0.75, 2)
+    assert stage().reduction == "sum" and stage(TINY_VQ).reduction == "mean"
+    assert stage(reduction="mean").reduction == "mean"
     assert vq.learning_rate == pytest.approx(6.3e-5) and vq.codebook_weight == 1 and vq.commitment_beta == 0.25
     assert training_preset("vq_f8").disc_weight == 0.6
     assert set(AUTOENCODER_TRAININGS) == {

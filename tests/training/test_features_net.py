@@ -1,11 +1,12 @@
 """The stand-in for VGG16: that it learns its task, measures likeness, and comes out the same again."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from safelight.models.lpips import VGGConfig
+from safelight.models.lpips import VGG, VGGConfig
 from safelight.training.data import Batch
-from safelight.training.features_net import quarter_turns, train_features
+from safelight.training.features_net import Pupil, quarter_turns, stand_in, train_features
 from safelight.training.perceptual import STAND_IN_NAME, load_features, save_features
 
 SMALL = VGGConfig(channels=(8, 16, 16), layers=(1, 1, 1))
@@ -69,3 +70,26 @@ def test_gradients_lead_back_to_the_picture():
         trained(x, target).sum().backward()
         optimizer.step()
     assert float(trained(x, target).detach()) < 0.5 * before
+
+
+def test_folding_changes_nothing():
+    """What the network does with its normalisations in evaluation, the plain VGG does without them."""
+    torch.manual_seed(0)
+    pupil, pictures = Pupil(VGG(SMALL)), Upright().batch(0, range(8)).pictures
+    for norm in pupil.norms:
+        torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    for _ in range(3):
+        pupil(pictures)
+    before = pupil.eval()(pictures)
+    pupil.fold()
+    torch.testing.assert_close(pupil(pictures), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stand_in_is_trained_once(tmp_path):
+    steps = []
+    with pytest.warns(UserWarning, match="stand in for it"):
+        first = stand_in(tmp_path / "f.safetensors", Upright(), steps=1, watch=lambda *row: steps.append(row))
+    again = stand_in(tmp_path / "f.safetensors", Upright(), steps=1, watch=lambda *row: steps.append(row))
+    assert len(steps) == 1 and first.name == STAND_IN_NAME
+    x, y = Upright().batch(0, range(4)).pictures.split(2)
+    assert torch.equal(first(x, y), again(x, y))

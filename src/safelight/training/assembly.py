@@ -25,6 +25,7 @@ from safelight.training.autoencoder import AutoencoderStage
 from safelight.training.collections import Collection, open_collection
 from safelight.training.data import Buckets, Data, PictureData
 from safelight.training.diffusion import DiffusionStage
+from safelight.training.features_net import stand_in
 from safelight.training.perceptual import load_perceptual
 from safelight.training.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
 from safelight.training.stage import Stage
@@ -74,6 +75,9 @@ def assemble_autoencoder(recipe: AutoencoderRecipe, run: Path, device: torch.dev
     collection = collection_of(recipe, captions="optional")
     data = data_set(recipe, recipe, collection)
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
+    if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
+        path, steps = run / "features.safetensors", recipe.features_steps
+        perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device)
     with seeded(recipe.seed):
         if recipe.init is not None:
             autoencoder = load_autoencoder(recipe.init, dtype=torch.float32)

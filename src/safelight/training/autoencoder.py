@@ -25,6 +25,7 @@ from safelight.models.discriminator import DiscriminatorConfig, PatchDiscriminat
 from safelight.models.lpips import LPIPS
 from safelight.training.adversarial import (
     DISCRIMINATOR_LOSSES,
+    Reduction,
     adaptive_weight,
     generator_loss,
     negative_log_likelihood,
@@ -70,8 +71,8 @@ class FirstStage(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.beta, self.legacy = config.commitment_beta, config.original
-        learned = config.reduction == "sum" and not config.original  # VQ's likelihood has no logvar
-        self.logvar = nn.Parameter(torch.zeros(1), requires_grad=learned)
+        learned = not isinstance(autoencoder.quantize, VectorQuantizer) and not config.original
+        self.logvar = nn.Parameter(torch.zeros(1), requires_grad=learned)  # the paper's VQ models have none
 
     def forward(self, picture: Tensor, noise: Tensor | None) -> Reconstruction:
         """Pictures (B, 3, H, W) in [-1, 1], and standard normal noise of the latent's shape (None: take the mode).
@@ -154,6 +155,7 @@ class AutoencoderStage(Stage):
             self.use = CodebookUse(size, device=self.device)
             # Codes that nobody has moved from where they were drawn, U(-1/n, 1/n), are all as good as dead.
             self._new_codes = bool(self._codebook.embedding.weight.abs().max() <= 1 / size)
+        self.reduction: Reduction = config.reduction or ("sum" if self._codebook is None else "mean")
         self._latents: list[Tensor] = []
 
     @property
@@ -189,7 +191,7 @@ class AutoencoderStage(Stage):
         config, x = self.config, made.picture
         error = pixel_error(pictures, x, config.pixel_loss)
         distance = self._distance(pictures, x, noise)
-        nll = negative_log_likelihood(error, config.perceptual_weight * distance, made.logvar, config.reduction)
+        nll = negative_log_likelihood(error, config.perceptual_weight * distance, made.logvar, self.reduction)
         weight = config.kl_weight if self._codebook is None else config.codebook_weight
         figures = {"nll": nll, config.pixel_loss: error.mean(), self._perceptual_figure: distance.mean()}
         if self._codebook is None:

@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AutoencoderTraining(BaseModel):
-    """The losses of a first stage; the defaults are those of the paper's KL models.
+    """The losses of a first stage; the defaults are those of the paper's KL models at 256 pixels.
 
     The autoencoder pays nll + kl_weight·KL (or codebook_weight·codebook loss) and, from step `disc_start` on, counted
     from 0, disc_factor·disc_weight·`adaptive_weight`·adversarial loss.
@@ -33,9 +33,15 @@ class AutoencoderTraining(BaseModel):
     disc_learning_rate: float | None = Field(None, gt=0, description="of the discriminator; by default the same")
     beta1: Share = Field(0.5, description="of Adam")
     beta2: Share = Field(0.9, description="of Adam")
+    clip: Weight = Field(0.0, description="largest norm of a network's gradients; 0 clips nothing, as in the paper")
     pixel_loss: Literal["l1", "l2"] = Field("l1", description="between a picture and its reconstruction")
     perceptual_weight: Weight = Field(1.0, description="of LPIPS, or of what stands in for it, beside the pixels")
-    reduction: Literal["sum", "mean"] = Field("sum", description="over a picture's pixels, of both; KL models: sum")
+    features_steps: Count = Field(
+        600, description="to train stand-in features in, if neither LPIPS' files nor features are named; 0: do not"
+    )
+    reduction: Literal["sum", "mean"] | None = Field(
+        None, description="of both over a picture's pixels; by default the paper's: sum for KL models, mean for VQ"
+    )
     kl_weight: Weight = Field(1e-6, description="of the divergence of a KL model's whole latent")
     codebook_weight: Weight = Field(1.0, description="of a VQ model's codebook and commitment losses")
     commitment_beta: Weight = Field(0.25, description="of the commitment loss beside the codebook's")
@@ -77,7 +83,7 @@ class AutoencoderTraining(BaseModel):
 # Some of its disc_start were 0, 1 or 11 because those runs went on from a checkpoint; they stand here as they stand
 # there. From nothing, let the autoencoder learn first.
 BASE = 4.5e-6
-VQ: dict[str, Any] = {"reduction": "mean", "disc_start": 250_001, "disc_weight": 0.75}
+VQ: dict[str, Any] = {"disc_start": 250_001, "disc_weight": 0.75}
 
 # By the names of `models.presets.AUTOENCODERS`: what is not the default.
 AUTOENCODER_TRAININGS: dict[str, Mapping[str, Any]] = {
