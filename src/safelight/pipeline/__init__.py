@@ -2,7 +2,8 @@
 
 fields      every option, named, bounded and explained once
 tasks       text_to_image, image_to_image, inpaint, variations
-developing  what they share: condition, grid, noise, sampling, decode
+developing  what they share: grid, noise, sampling, decode
+steering    prompts planned and encoded, and which of them acts at which step
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 pictures    pictures <-> tensors, and PNG files

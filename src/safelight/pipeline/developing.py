@@ -1,28 +1,25 @@
-"""The darkroom that all tasks share: condition, grid, noise, sampling, decode."""
+"""The darkroom that all tasks share: grid, noise, sampling, decode. What steers the pictures is in `steering`."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from math import ceil, hypot, inf
 from secrets import randbelow
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
-from safelight.diffusion.guidance import blending, guided
+from safelight.diffusion.guidance import blending
 from safelight.diffusion.noise import make_noise
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
-from safelight.errors import InputError, NonFiniteError
+from safelight.errors import NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
-
-Words = str | Sequence[str] | Condition
+from safelight.pipeline.steering import Steering, Words, steer, steered
 
 # Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 5 KB a pixel; this is 10 GB.
 TILE_ABOVE_PIXELS = 1536 * 1408
@@ -53,10 +50,10 @@ def develop(
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
     """
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
-    positive, negative = conditions(model, prompt, settings)
+    positive, negative = steer(model, prompt, settings)
     kind, count = find(settings["sampler"]), settings["count"]
     batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
-    total = positive.batch * count
+    total = len(positive) * count
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     shape = (model.autoencoder.config.embed_dim, h, w)
@@ -64,7 +61,8 @@ def develop(
     for start in range(0, total, batch_size):
         numbers = range(start, min(start + batch_size, total))
         rows = [k // count for k in numbers]
-        denoise = guide(model, grid, _rows(positive, rows, concat), _rows(negative, rows, concat), settings)
+        against = negative.pick(rows) if negative is not None else None
+        denoise = guide(model, grid, positive.pick(rows), against, settings, concat)
         seeds = [first + k for k in numbers]
         finished.append(walk(denoise, grid.last(strength), seeds, shape, model.device, settings, latent, blend))
     latents = torch.cat(finished).cpu()
@@ -72,53 +70,19 @@ def develop(
     return Pictures(images, tuple(range(first, first + total)), latents)
 
 
-def conditions(model: LatentDiffusion, prompt: Words, settings: Settings) -> tuple[Condition, Condition | None]:
-    """The encoded prompt and negative prompt; the second is None where guidance would not use it.
-
-    Both are encoded together, so that a long prompt and a short negative prompt get the same length.
-    """
-    negative = settings["negative_prompt"]
-    guides = settings["guidance_scale"] != 1
-
-    def encode(words: Sequence[str]) -> Condition:
-        return model.condition(words, clip_skip=settings["clip_skip"], long_prompts=settings["long_prompts"])
-
-    if isinstance(prompt, Condition):
-        if not guides:
-            return prompt, None
-        return prompt, negative if isinstance(negative, Condition) else encode([negative] * prompt.batch)
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
-        raise InputError(f"prompt: {prompt!r} is not text", remedy="give a string, several strings, or a Condition")
-    if isinstance(negative, Condition):
-        return encode(prompts), negative if guides else None
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        what = f"{len(negatives)} negative prompts for {len(prompts)} prompts"
-        raise InputError(what, remedy="give one, or one for each prompt")
-    if not guides:
-        return encode(prompts), None
-    both = encode([*prompts, *negatives])
-    if both.context is None:  # a model without text has nothing to guide by
-        return both, None
-    return both.select(slice(0, len(prompts))), both.select(slice(len(prompts), None))
-
-
 def guide(
-    model: LatentDiffusion, grid: Grid, positive: Condition, negative: Condition | None, settings: Settings
+    model: LatentDiffusion,
+    grid: Grid,
+    positive: Steering,
+    negative: Steering | None,
+    settings: Settings,
+    concat: Tensor | None = None,
 ) -> Denoise:
     """The guided denoiser (x, sigma) -> x0, in the user's wrapper if there is one."""
     start, end = settings["guidance_start"], settings["guidance_end"]
     acting = grid.sigmas[ceil(start * len(grid)) : ceil(end * len(grid))]  # of the whole grid, whatever the strength
     interval = (0.0 if end == 1 else acting[-1], inf if start == 0 else acting[0]) if acting else (inf, inf)
-    denoise = guided(
-        model.denoiser.on(grid),
-        positive,
-        negative,
-        settings["guidance_scale"],
-        rescale=settings["guidance_rescale"],
-        interval=interval,
-    )
+    denoise = steered(model, grid, positive, negative, settings, interval=interval, concat=concat)
     return settings["wrap"](denoise) if settings["wrap"] is not None else denoise
 
 
@@ -171,14 +135,6 @@ def _in_turn(edits: Sequence[Edit]) -> Edit | None:
         return x
 
     return edit if edits else None
-
-
-def _rows(condition: Condition | None, rows: Sequence[int], concat: Tensor | None) -> Any:
-    """The condition of each picture in a batch: row by row, with the further input channels beside it."""
-    if condition is None:
-        return None
-    picked = Condition.cat([condition.select(slice(row, row + 1)) for row in rows])
-    return picked if concat is None else replace(picked, concat=concat.repeat(len(rows), 1, 1, 1))
 
 
 def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tensor:

@@ -72,6 +72,21 @@ class Settings(TypedDict, total=False):
         Literal["chunk", "error", "truncate"],
         Field(default="chunk", description="what to do with prompts of more than 75 tokens"),
     ]
+    prompt_syntax: Annotated[
+        Literal["a1111", "comfyui", "compel", "plain"],
+        Field(default="a1111", description="whose marks the prompts are written in, such as (word:1.2) and [a:b:0.5]"),
+    ]
+    emphasis: Annotated[
+        Literal["original", "no_norm", "ignore", "comfyui", "compel"] | None,
+        Field(default=None, description="what (word:1.2) does to the encoded prompt; by default what its syntax does"),
+    ]
+    prompt_delay: Annotated[
+        int,
+        Field(default=0, ge=0, le=1000, description="steps by which [a:b:0.5] and [a|b] come late; A1111 itself: 1"),
+    ]
+    extra_networks: Annotated[
+        Literal["error", "ignore"], Field(default="error", description="what to do about <lora:name:0.8> in a prompt")
+    ]
     tile: Annotated[
         Literal["auto", "always", "never"],
         Field(default="auto", description="whether to decode in tiles, which needs less memory"),

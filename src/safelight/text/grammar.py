@@ -10,9 +10,10 @@
     alternating = "[", items, "|", items, { "|", items }, "]" ;
     network     = "<", word, ":", arguments, ">" ;
 
-No text is wrong: brackets that do not pair, or hold what these rules do not know, are text, as they are to AUTOMATIC1111
-(1.10, modules/prompt_parser.py). So is a whole branch with a "|" outside of an alternation, or a backslash at a line's
-end: it has no schedules. A backslash takes the meaning from the character behind it, and from AND and BREAK.
+No text is wrong: brackets that do not pair, or hold what these rules do not know, are text, as they are to
+AUTOMATIC1111 (1.10, modules/prompt_parser.py). So is a whole branch with a "|" outside of an alternation, or a
+backslash at a line's end: it has no schedules. A backslash takes the meaning from the character behind it, and from
+AND and BREAK.
 
 What the emphasis weighs is read later (see `marks`), since the text that a schedule leaves decides it: in
 `(fox:[1.1:1.4:5])` it is the weight that changes. Parsing takes time proportional to the text's length.
@@ -35,7 +36,7 @@ CLOSERS = {")": "(", "]": "["}
 
 
 class PromptError(InputError):
-    """A prompt says what cannot be done. `text` is the prompt and `position` the character, from 0; the message shows it."""
+    """A prompt says what cannot be done: at the character `position`, from 0, of `text`. The message points at it."""
 
     def __init__(self, what: str, text: str, position: int, *, remedy: str = "") -> None:
         super().__init__(f"{what}\n{pointer(text, position)}", remedy=remedy)
@@ -90,7 +91,7 @@ class Scheduled:
         return f"[{before}{written(self.after)}:{self.when}]"
 
     def last(self, steps: int) -> int:
-        """The last of `steps` steps, counted from 1, that sees `before`. With a point `when` is a share of the steps."""
+        """The last of `steps` steps, from 1, that sees `before`: a number written with a point is a share of them."""
         number = float(self.when) * (steps if "." in self.when else 1)
         return int(min(max(number, 0), steps))
 
@@ -181,8 +182,8 @@ def check_text(text: str) -> None:
 def parse(text: str, *, composable: bool = True) -> Prompt:
     """Parse a prompt; `str(parse(text)) == text` for every text.
 
-    With `composable=False`, as for a negative prompt, AND is a word like others. Raises InputError if the text is longer
-    than `MAX_CHARACTERS`, PromptError if brackets nest deeper than `MAX_DEPTH`.
+    With `composable=False`, as for a negative prompt, AND is a word like others. Raises InputError if the text is
+    longer than `MAX_CHARACTERS`, PromptError if brackets nest deeper than `MAX_DEPTH`.
     """
     check_text(text)
     reader = _Reader(text)
@@ -329,7 +330,7 @@ def joined(items: Iterable[Item]) -> tuple[Node, ...]:
             starts, texts = zip(*run, strict=True)
             nodes += [Text("".join(texts), starts[0])] if any(texts) else []
         else:
-            nodes += run
+            nodes += (item for item in run if not isinstance(item, tuple))
     return tuple(nodes)
 
 

@@ -146,12 +146,12 @@ def _broken(text: str, place: int) -> list[_Item | None]:
     return [*items, _Item(text[last:], place + last)]
 
 
-def _merged(row: Iterable[_Item | None], glue: str = "") -> Iterable[_Item]:
+def _merged(row: Iterable[_Item | None]) -> Iterable[_Item]:
     """Neighbours of one weight as one, since "(un)(do)" is one word."""
     items = (item for item in row if item is not None)
-    for _, run in groupby(items, key=attrgetter("weight")):
-        run = list(run)
-        yield _Item(glue.join(item.text for item in run), run[0].place, run[0].weight)
+    for _, neighbours in groupby(items, key=attrgetter("weight")):
+        run = list(neighbours)
+        yield _Item("".join(item.text for item in run), run[0].place, run[0].weight)
 
 
 def read_comfyui(written: Written) -> Passage:

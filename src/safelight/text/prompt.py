@@ -74,12 +74,24 @@ def prompt_ids(
     return torch.tensor([[tokenizer.frame(c) for c in text + [[]] * (count - len(text))] for text in split])
 
 
-def encode_ids(text_encoder: TextEncoder, ids: Tensor, *, clip_skip: int | None = 0) -> Tensor:
-    """Encode framed token ids (B, k, L) to (B, k·L, D), each chunk by itself."""
+def encode_ids(
+    text_encoder: TextEncoder, ids: Tensor, *, clip_skip: int | None = 0, mask: Tensor | None = None
+) -> Tensor:
+    """Encode framed token ids (B, k, L) to (B, k·L, D), each chunk by itself.
+
+    `mask` (B, k, L), where it is False no token looks at that token; by default each looks at all before it.
+    """
     if ids.ndim != 3:
         raise InputError(f"token ids of shape {tuple(ids.shape)}", remedy="give (batch, chunks, length)")
     device = text_encoder.final_layer_norm.weight.device
-    features = text_encoder(ids.flatten(0, 1).to(device))
+    chunks = ids.flatten(0, 1).to(device)
+    if mask is None:
+        return _context(text_encoder, text_encoder(chunks), ids.shape[0], clip_skip)
+    past = torch.ones(ids.shape[2], ids.shape[2], dtype=torch.bool, device=device).tril()
+    seen = past & mask.flatten(0, 1).to(device)[:, None, None, :]  # (B·k, 1, L, L)
+    layers = text_encoder.text_model
+    hidden_states = layers.encoder(layers.embeddings(text_encoder.embed(chunks)), seen)
+    features = TextFeatures(text_encoder.final_layer_norm(hidden_states[-1]), hidden_states)
     return _context(text_encoder, features, ids.shape[0], clip_skip)
 
 
@@ -104,9 +116,20 @@ def split_text(
     comma_backtrack: int = COMMA_BACKTRACK,
 ) -> list[list[int]]:
     """Split a text into chunks of ids, unframed; one empty chunk for an empty text. Options as in `encode_prompt`."""
+    return split_tokens(tokenizer, tokenizer.encode(text), long_prompts=long_prompts, comma_backtrack=comma_backtrack)
+
+
+def split_tokens(
+    tokenizer: Tokenizer,
+    ids: list[int],
+    *,
+    long_prompts: LongPrompts = "chunk",
+    comma_backtrack: int = COMMA_BACKTRACK,
+) -> list[list[int]]:
+    """Split the ids of a text into chunks, as `split_text` does."""
     if long_prompts not in LONG_PROMPTS:
         raise InputError(f"long_prompts={long_prompts!r} is not known", remedy=nearest(str(long_prompts), LONG_PROMPTS))
-    ids, room = tokenizer.encode(text), tokenizer.max_length - 2
+    room = tokenizer.max_length - 2
     if len(ids) <= room:
         return [ids]
     if long_prompts == "chunk":

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """One branch of a prompt: its weight in the composition, and its entries, of which the last ends at the last step."""
+    """One branch of a prompt: its weight in the composition, and its entries; the last one ends at the last step."""
 
     weight: float
     entries: tuple[Entry, ...]

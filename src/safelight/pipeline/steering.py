@@ -1,0 +1,148 @@
+"""What steers the pictures of a task: prompts planned and encoded, and which of them acts at which step.
+
+The step is known by the noise level: whatever a sampler evaluates between the grid's sigmas[k - 1] and sigmas[k]
+belongs to step k, counted from 1, of the whole grid. So a prompt's schedule means the same for every sampler, and for a
+task that walks only the last part of the grid. (AUTOMATIC1111 counts the calls of the network instead.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from torch import Tensor
+
+from safelight.diffusion.composition import Composition, composed, rows_of, scheduled
+from safelight.diffusion.condition import Condition
+from safelight.diffusion.grids import Grid
+from safelight.diffusion.samplers import Denoise
+from safelight.errors import InputError
+from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.fields import Settings
+from safelight.text.encoding import Course, encode_plans
+from safelight.text.schedule import PromptPlan, plan_prompt
+from safelight.text.weights import OF_SYNTAX
+
+Words = str | Sequence[str] | Condition
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """One condition for all that several prompts say at any step, and each prompt's courses through its rows."""
+
+    condition: Condition
+    prompts: tuple[tuple[Course, ...], ...]
+
+    @classmethod
+    def of(cls, condition: Condition) -> "Steering":
+        """Encoded conditions, each for itself and the same at every step."""
+        return cls(condition, tuple((Course(1.0, ((1, row),)),) for row in range(condition.batch)))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def pick(self, prompts: Sequence[int]) -> "Steering":
+        """The prompts of some pictures, in their order."""
+        return Steering(self.condition, tuple(self.prompts[k] for k in prompts))
+
+    def rows(self, step: int) -> tuple[int, ...]:
+        """The rows that act at a step: for each picture in turn, those of its courses."""
+        return tuple(course.row(step) for courses in self.prompts for course in courses)
+
+    def composition(self, rows: Sequence[int], concat: Tensor | None = None) -> Composition:
+        """The rows of a step as what a denoiser takes, further input channels beside each."""
+        owners = tuple(k for k, courses in enumerate(self.prompts) for _ in courses)
+        weights = tuple(course.weight for courses in self.prompts for course in courses)
+        return Composition(rows_of(self.condition, rows, concat), owners, weights)
+
+
+def step_of(grid: Grid, sigma: float, late: int = 0) -> int:
+    """The step, from 1, to which an evaluation at `sigma` belongs; schedules that come `late` see an earlier one."""
+    reached = sum(level >= sigma * (1 - 1e-6) for level in grid.sigmas[:-1])
+    return min(max(reached - late, 1), max(len(grid), 1))
+
+
+def steer(model: LatentDiffusion, prompt: Words, settings: Settings) -> tuple[Steering, Steering | None]:
+    """The prompts and the negative prompts, encoded; the second is None where guidance would not use it.
+
+    Both are encoded together, so that a long prompt and a short negative prompt get the same length.
+    """
+    negative = settings["negative_prompt"]
+    if isinstance(prompt, Condition):
+        positive, plans = Steering.of(prompt), []
+    else:
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
+            raise InputError(f"prompt: {prompt!r} is not text", remedy="give a string, several strings, or a Condition")
+        positive, plans = None, [_plan(one, settings) for one in prompts]
+    count = len(positive) if positive is not None else len(plans)
+    composes = any(len(plan.tracks) > 1 or plan.tracks[0].weight != 1 for plan in plans)
+    if settings["guidance_scale"] == 1 and not composes:
+        return positive or _encoded(model, plans, settings), None
+    if isinstance(negative, Condition):
+        return positive or _encoded(model, plans, settings), Steering.of(negative.expand(count))
+    against = [_plan(one, settings, composable=False) for one in _negatives(negative, count)]
+    both = _encoded(model, [*plans, *against], settings)
+    if both.condition.context is None and positive is None:  # a model without text has nothing to guide by
+        return both, None
+    return positive or both.pick(range(count)), both.pick(range(len(plans), len(plans) + count))
+
+
+def _negatives(negative: Any, count: int) -> list[str]:
+    negatives = [negative] * count if isinstance(negative, str) else list(negative)
+    if len(negatives) != count:
+        what = f"{len(negatives)} negative prompts for {count} prompts"
+        raise InputError(what, remedy="give one, or one for each prompt")
+    return negatives
+
+
+def _plan(text: str, settings: Settings, *, composable: bool = True) -> PromptPlan:
+    syntax, extra_networks = settings["prompt_syntax"], settings["extra_networks"]
+    return plan_prompt(text, settings["steps"], syntax=syntax, composable=composable, extra_networks=extra_networks)
+
+
+def _encoded(model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Settings) -> Steering:
+    if not model.unet.config.conditional or model.text_encoder is None or model.tokenizer is None:
+        return Steering.of(model.condition([plan.text for plan in plans]))  # which says what is missing
+    encoded = encode_plans(
+        model.tokenizer,
+        model.text_encoder,
+        plans,
+        emphasis=settings["emphasis"] or OF_SYNTAX[settings["prompt_syntax"]],
+        clip_skip=settings["clip_skip"],
+        long_prompts=settings["long_prompts"],
+    )
+    return Steering(Condition(context=encoded.contexts), encoded.courses)
+
+
+def steered(
+    model: LatentDiffusion,
+    grid: Grid,
+    positive: Steering,
+    negative: Steering | None,
+    settings: Settings,
+    *,
+    interval: tuple[float, float] = (0.0, inf),
+    concat: Tensor | None = None,
+) -> Denoise:
+    """The guided denoiser (x, sigma) -> x0 of a batch of pictures, each steered by its own prompt.
+
+    What steers is put together once for each different state of the prompts.
+    """
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], Denoise] = {}
+
+    def denoise_at(sigma: float) -> Denoise:
+        step = step_of(grid, sigma, settings["prompt_delay"])
+        rows, against = positive.rows(step), negative.rows(step) if negative is not None else ()
+        if (rows, against) not in known:
+            known[rows, against] = composed(
+                model.denoiser.on(grid),
+                positive.composition(rows, concat),
+                None if negative is None else rows_of(negative.condition, against, concat),
+                settings["guidance_scale"],
+                rescale=settings["guidance_rescale"],
+                interval=interval,
+            )
+        return known[rows, against]
+
+    return scheduled(denoise_at)
