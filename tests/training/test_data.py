@@ -143,7 +143,7 @@ def test_labels_are_numbered_by_name(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
     data = PictureData(open_collection(tmp_path, captions="optional", label="folder"), size=8)
     batch = data.batch(0, [0, 1])
-    assert data.classes == {"cat": 0, "dog": 1}
+    assert data.class_names == ["cat", "dog"]
     assert sorted(batch.labels.tolist()) == [0, 1] and batch.captions == ["", ""]
 
 

@@ -96,14 +96,12 @@ def describe(entry: Entry, draws: Draws | None = None) -> str:
     """
     if not entry.meta.get("name"):
         return draws.choice(entry.captions or ("",)) if draws else (entry.captions or ("",))[0]
-    phrase = noun_phrase(str(entry.meta["name"]))
-    style = style_words(str(entry.meta.get("style", "")))
-    text = (draws.choice(style.one) if draws else style.one[0]).format(phrase)
-    if "grocery store" in (entry.meta.get("keywords") or ()) and draws and draws.chance(0.5):
-        text += " in a grocery store"
-    if entry.meta.get("kind") == "texture" and draws and draws.chance(0.5):
-        text = f"a pixel art texture of {plain_name(str(entry.meta['name']))}"
-    return text
+    phrase, keywords = noun_phrase(str(entry.meta["name"])), entry.meta.get("keywords") or ()
+    forms = style_words(str(entry.meta.get("style", ""))).one
+    if entry.meta.get("kind") == "texture":
+        forms, phrase = ("pixel art of {}", "a pixel art texture of {}"), plain_name(str(entry.meta["name"]))
+    place = " in a grocery store" if "grocery store" in keywords and draws and draws.chance(0.5) else ""
+    return (draws.choice(forms) if draws else forms[0]).format(phrase) + place
 
 
 def style_words(style: str) -> Style:

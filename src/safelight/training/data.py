@@ -140,7 +140,8 @@ class PictureData:
         self.caption_dropout, self.null_caption = caption_dropout, null_caption
         self.keyword_substitution = keyword_substitution
         self.buckets = None if buckets is None else BucketOrder(buckets, collection.sizes(), batch_size)
-        self.classes = {label: i for i, label in enumerate(collection.labels)}
+        self.class_names = list(collection.labels)
+        self._classes = {label: i for i, label in enumerate(self.class_names)}
 
     def __len__(self) -> int:
         return len(self.collection if self.buckets is None else self.buckets)
@@ -158,7 +159,7 @@ class PictureData:
         across, down, share = draws.unit(), draws.unit(), draws.between(self.zoom, 1)
         where = {"across": across, "down": down, "share": share} if self.crop == "random" else {}
         picture = on_background(fitted(picture, size, **where), self.background, draws)
-        return Sample(index, as_array(picture, flip=flip), caption, self.classes.get(entry.label or "", -1))
+        return Sample(index, as_array(picture, flip=flip), caption, self._classes.get(entry.label or "", -1))
 
     def captions(self, seed: int, count: int) -> Iterator[str]:
         """Give the captions of the first samples, without reading a picture (and as if none were broken)."""
@@ -188,7 +189,7 @@ class PictureData:
         if len({sample.picture.shape for sample in samples}) > 1:
             raise InputError("these samples have several shapes", remedy="with buckets, start at a whole batch")
         pictures = torch.from_numpy(np.stack([sample.picture for sample in samples])).permute(0, 3, 1, 2).contiguous()
-        labels = torch.tensor([sample.label for sample in samples]) if self.classes else None
+        labels = torch.tensor([sample.label for sample in samples]) if self.class_names else None
         return Batch(pictures, [sample.caption for sample in samples], labels)
 
     def batch(self, seed: int, numbers: Sequence[int], device: Device = "cpu") -> Batch:

@@ -14,7 +14,7 @@ SINGULAR_S = re.compile(r"(ss|us|is|ceros|news|lens|gas|canvas|atlas|christmas|s
 UNCOUNTED = frozenset(
     re.findall(
         r"\w+",
-        """bacon bread rice water milk juice butter cheese salt sushi tofu lettuce spinach cabbage garlic
+        """food bacon bread rice water milk juice butter cheese salt sushi tofu lettuce spinach cabbage garlic
         ginger broccoli corn popcorn sake tea coffee honey soup music fog rain snow fire lightning wind money
         information ice luggage clothing furniture armour armor mail smoke space yoghurt yogurt cream
         polish asparagus celery meat flesh lava acid ink mud grass sand gold vapour steam ground chaos mist
@@ -32,8 +32,8 @@ NOT_KINDS = {
     "bird", "armour", "computer", "vehicle", "cat", "cream", "music", "house", "statue",
 }  # fmt: skip
 ENDS_HEAD = re.compile(
-    r" (?:with|without|in|of|on|and|at|from|behind|over|for|to|or|by|holding|showing|wearing|playing|taking|getting|"
-    r"making)\b"
+    r" (?:with|without|in|of|on|and|at|from|behind|over|for|to|or|by|under|near|holding|showing|wearing|playing|taking|"
+    r"getting|making)\b"
 )
 LETTERS_AN = set("AEFHILMNORSX")  # letters whose own names begin with a vowel, as in "an SOS button"
 READ_AS_WORDS = {"SOON", "NEW", "FREE"}  # and not letter by letter
