@@ -1,4 +1,4 @@
-"""`safelight train diffusion | autoencoder | average` and `safelight plot`.
+"""`safelight train diffusion | autoencoder | classifier | average` and `safelight plot`.
 
 The options of a training are the fields of its recipe. Nothing heavy is imported before a command runs.
 """
@@ -17,14 +17,17 @@ from pydantic.fields import FieldInfo
 from safelight.app.console import say
 from safelight.errors import InputError
 from safelight.training.autoencoder_config import AUTOENCODER_TRAININGS
-from safelight.training.recipes import AutoencoderRecipe, DiffusionRecipe, begin_or_continue, read_run
+from safelight.training.classifier_config import ClassifierRecipe
+from safelight.training.recipes import AutoencoderRecipe, DiffusionRecipe, read_run, recipe_for, write_run
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from safelight.training.loop import Row
 
-RECIPES: dict[str, Any] = {"diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe}
+RECIPES: dict[str, Any] = {
+    "diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe, "classifier": ClassifierRecipe,
+}  # fmt: skip
 
 RunOption = Annotated[Path, typer.Option("--run", help="folder of the run; to go on with one, name it alone")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default the best there is")]
@@ -62,7 +65,11 @@ def training_command(stage: str) -> Callable[..., Any]:
     ]
     command.__signature__ = Signature([*around, *options])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*around, *options)}
-    what = {"autoencoder": "the first stage, an autoencoder", "diffusion": "the second stage, a diffusion model"}
+    what = {
+        "autoencoder": "the first stage, an autoencoder",
+        "diffusion": "the second stage, a diffusion model",
+        "classifier": "a classifier, for `safelight evaluate` to judge by whether pictures show what was asked for",
+    }
     command.__doc__ = (
         f"Train {what[stage]}."
         "\n\nStop it with Ctrl-C, and go on with the same command, or with --run alone. Of several processes "
@@ -95,11 +102,12 @@ def as_field(field: FieldInfo, value: Any) -> Any:
 
 def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> None:
     """Begin or continue a run, until it is finished or asked to stop."""
-    recipe = begin_or_continue(run, stage, RECIPES[stage], given)  # before anything that takes a while
-    from safelight.training.distributed import World
+    recipe = recipe_for(run, stage, RECIPES[stage], given)  # before anything that takes a while
+    from safelight.training.distributed import World, once
     from safelight.training.loop import train
 
     with stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
+        once(lambda: write_run(run, stage, recipe))
         made = assembled(stage, recipe, run, world.device)
         outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)
     if world.first and outcome.result is not None:
@@ -113,6 +121,10 @@ def assembled(stage: str, recipe: Any, run: Path, device: Any) -> Any:
     """The stage and the data of a recipe."""
     from safelight.training import assembly
 
+    if stage == "classifier":
+        from safelight.training.classifier import assemble_classifier
+
+        return assemble_classifier(recipe, run, device)
     make = assembly.assemble_diffusion if stage == "diffusion" else assembly.assemble_autoencoder
     return make(recipe, run, device)
 

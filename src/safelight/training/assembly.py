@@ -12,6 +12,7 @@ from torch import nn
 
 from safelight.checkpoint.detect import family
 from safelight.checkpoint.load import load_autoencoder, load_text_encoder
+from safelight.checkpoint.writing import replacing_folder
 from safelight.diffusion.schedule import noise_schedule
 from safelight.errors import InputError, nearest
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -22,15 +23,21 @@ from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.loading import load
 from safelight.text.tokenizer import Tokenizer
 from safelight.training.autoencoder import AutoencoderStage
-from safelight.training.collections import Collection, open_collection
+from safelight.training.collections import Captions, open_collection
 from safelight.training.data import Buckets, Data, PictureData
 from safelight.training.diffusion import DiffusionStage
+from safelight.training.distributed import once
+from safelight.training.encoding import INDEX
 from safelight.training.features_net import stand_in
+from safelight.training.latents import LatentData
 from safelight.training.perceptual import load_perceptual
 from safelight.training.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
+from safelight.training.scenes import SceneData
 from safelight.training.stage import Stage
+from safelight.training.vocabulary import train_tokenizer
 
 SHEET_PROMPTS = 8
+VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS = 20, 100_000  # what a new vocabulary is trained on, at most
 GROUPS = 32  # of group norms, where the channels allow it
 
 # Stable Diffusion's schedule (Rombach et al. 2022 used the wider 0.0015 to 0.0195 for smaller latents).
@@ -58,22 +65,24 @@ class Assembled:
 
 def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Assembled:
     """Make the second stage of a recipe. Files that must outlive the run, such as a new vocabulary, go into `run`."""
-    collection = collection_of(recipe, captions="required" if recipe.conditioning == "text" else "optional")
-    data = data_set(recipe, recipe, collection)
-    classes = collection.labels if recipe.conditioning == "class" else ()
+    data = data_set(recipe, recipe, captions="required" if recipe.conditioning == "text" else "optional")
+    classes = class_names(data) if recipe.conditioning == "class" else ()
     with seeded(recipe.seed):
-        model = diffusion_model(recipe, collection, classes, run).to(device, torch.float32)
+        model = diffusion_model(recipe, data, classes, run).to(device, torch.float32)
+    if isinstance(data, LatentData):
+        data.check(model.autoencoder)
     update: dict[str, Any] = {"train_text_encoder": recipe.train_text_encoder or new_text_encoder(recipe)}
     if not recipe.sheet_prompts:
         update["sheet_prompts"] = sheet_prompts(recipe, data, classes)
     stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes)
-    return Assembled(stage, data, about(recipe, collection, {"U-Net": model.unet, "text encoder": model.text_encoder}))
+    return Assembled(stage, data, about(recipe, data, {"U-Net": model.unet, "text encoder": model.text_encoder}))
 
 
 def assemble_autoencoder(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Assembled:
     """Make the first stage of a recipe."""
-    collection = collection_of(recipe, captions="optional")
-    data = data_set(recipe, recipe, collection)
+    data = data_set(recipe, recipe, captions="optional")
+    if isinstance(data, LatentData):
+        raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
     if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
         path, steps = run / "features.safetensors", recipe.features_steps
@@ -85,7 +94,7 @@ def assemble_autoencoder(recipe: AutoencoderRecipe, run: Path, device: torch.dev
             autoencoder = Autoencoder(autoencoder_config(recipe))
         autoencoder.requires_grad_(True).to(device)
         stage = AutoencoderStage(autoencoder, recipe, data, perceptual=perceptual, seed=recipe.seed)
-    return Assembled(stage, data, about(recipe, collection, {"autoencoder": autoencoder}))
+    return Assembled(stage, data, about(recipe, data, {"autoencoder": autoencoder}))
 
 
 class seeded:  # noqa: N801  (a context manager)
@@ -102,16 +111,14 @@ class seeded:  # noqa: N801  (a context manager)
         torch.set_rng_state(self.before)
 
 
-def collection_of(recipe: DataConfig, *, captions: Any) -> Collection:
-    """Open the recipe's pictures."""
-    return open_collection(recipe.data, captions=captions, max_broken=recipe.max_broken)
-
-
-def data_set(recipe: DataConfig, loop: LoopConfig, collection: Collection) -> Data[Any]:
-    """The data set of a recipe: pictures, or scenes composed of them."""
+def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Captions = "optional") -> Data[Any]:
+    """The data set of a recipe: pictures, scenes composed of them, or latents that were computed before."""
+    if (Path(recipe.data) / INDEX).is_file():
+        return LatentData(recipe.data)
+    collection = open_collection(
+        recipe.data, captions="optional" if recipe.scenes else captions, max_broken=recipe.max_broken
+    )
     if recipe.scenes:
-        from safelight.training.scenes import SceneData
-
         return SceneData(collection, size=recipe.size)
     return PictureData(
         collection,
@@ -121,37 +128,37 @@ def data_set(recipe: DataConfig, loop: LoopConfig, collection: Collection) -> Da
         flip_words="swap",
         keyword_substitution=recipe.keyword_substitution,
         buckets=Buckets(recipe.size) if recipe.buckets else None,
-        batch_size=loop.batch_size // loop.accumulate,
+        batch_size=loop.batch_size // loop.accumulate if loop else 1,
     )
 
 
-def sheet_prompts(recipe: DiffusionRecipe, data: Any, classes: Sequence[str]) -> tuple[str, ...]:
+def class_names(data: Data[Any]) -> tuple[str, ...]:
+    """The names of the classes of a data set; numbers where only those are known."""
+    if isinstance(data, LatentData):
+        labels = [shard["labels"] for shard in data.shards if "labels" in shard]
+        return tuple(map(str, range(int(torch.cat(labels).max()) + 1))) if labels else ()
+    return data.collection.labels if isinstance(data, PictureData | SceneData) else ()
+
+
+def sheet_prompts(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str]) -> tuple[str, ...]:
     """What to draw on sheets if nobody says: some classes, or the captions of some samples."""
     if recipe.conditioning == "class":
         return tuple(classes[:SHEET_PROMPTS])
-    if recipe.conditioning == "none":
-        return ()
-    return tuple(data.batch(recipe.seed, range(SHEET_PROMPTS)).captions)
+    return tuple(data.captions(recipe.seed, SHEET_PROMPTS)) if recipe.conditioning == "text" else ()
 
 
-def about(recipe: DataConfig, collection: Collection, networks: dict[str, nn.Module | None]) -> dict[str, Any]:
+def about(recipe: DataConfig, data: Data[Any], networks: dict[str, nn.Module | None]) -> dict[str, Any]:
     """Facts for the model card."""
+    kind = "latents" if isinstance(data, LatentData) else "sprites, composed to scenes" if recipe.scenes else "pictures"
     parameters = {
         f"parameters of the {name}": f"{sum(p.numel() for p in network.parameters()):,}"
         for name, network in networks.items()
         if network is not None
     }
-    scenes = ", composed to scenes" if recipe.scenes else ""
-    return {
-        "data": f"{len(collection)} pictures of {Path(recipe.data).name}{scenes}",
-        "size": recipe.size,
-        **parameters,
-    }
+    return {"data": f"{Path(recipe.data).name}: {len(data):,} {kind}", "size": recipe.size, **parameters}
 
 
-def diffusion_model(
-    recipe: DiffusionRecipe, collection: Collection, classes: Sequence[str], run: Path
-) -> LatentDiffusion:
+def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str], run: Path) -> LatentDiffusion:
     """The model to train: `init`'s, or a new one around the given first stage."""
     if recipe.init is not None:
         return tuned(load(recipe.init, device="cpu", dtype=torch.float32, vae=recipe.autoencoder), recipe)
@@ -159,7 +166,7 @@ def diffusion_model(
         remedy = "name it with --autoencoder (`safelight train autoencoder` makes one), or use --init"
         raise InputError("training the second stage needs a first one", remedy=remedy)
     autoencoder = load_autoencoder(recipe.autoencoder, dtype=torch.float32)
-    tokenizer, text_encoder = text_parts(recipe, collection, run) if recipe.conditioning == "text" else (None, None)
+    tokenizer, text_encoder = text_parts(recipe, data, run) if recipe.conditioning == "text" else (None, None)
     unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes)))
     return tuned(
         LatentDiffusion(
@@ -253,13 +260,13 @@ def new_text_encoder(recipe: DiffusionRecipe) -> bool:
     return recipe.conditioning == "text" and recipe.init is None and recipe.text_encoder is None
 
 
-def text_parts(recipe: DiffusionRecipe, collection: Collection, run: Path) -> tuple[Tokenizer, TextEncoder]:
+def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tokenizer, TextEncoder]:
     """The tokenizer and text encoder of a model, or new ones with a vocabulary of the captions, which `run` keeps."""
     if recipe.text_encoder is not None:
         path = Path(recipe.text_encoder)
         tokenizer = Tokenizer.load(path / "tokenizer") if (path / "tokenizer").is_dir() else Tokenizer.clip()
         return tokenizer, load_text_encoder(path, dtype=torch.float32)
-    tokenizer = vocabulary_of(recipe, collection, run / "tokenizer")
+    tokenizer = vocabulary_of(recipe, data, run / "tokenizer")
     config = TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.text_width,
@@ -275,12 +282,16 @@ def text_parts(recipe: DiffusionRecipe, collection: Collection, run: Path) -> tu
     return tokenizer, TextEncoder(config)
 
 
-def vocabulary_of(recipe: DiffusionRecipe, collection: Collection, folder: Path) -> Tokenizer:
-    """The run's own vocabulary: read from `folder`, or trained on the captions and written there."""
-    from safelight.training.vocabulary import train_tokenizer
+def vocabulary_of(recipe: DiffusionRecipe, data: Data[Any], folder: Path) -> Tokenizer:
+    """The run's own vocabulary: read from `folder`, or trained on the data's captions and written there."""
 
-    if not folder.is_dir():
-        train_tokenizer(collection.captions, size=recipe.vocabulary_size).save(folder)
+    def make() -> None:
+        if not folder.is_dir():
+            captions = data.captions(recipe.seed, min(len(data) * VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS))
+            with replacing_folder(folder, is_ours=lambda _: False) as temporary:
+                train_tokenizer(captions, size=recipe.vocabulary_size).save(temporary)
+
+    once(make)
     return Tokenizer.load(folder)
 
 

@@ -5,7 +5,7 @@ carries host values goes over gloo, so that no accelerator is waited for.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -86,6 +86,15 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+
+def once(make: Callable[[], None]) -> None:
+    """Let the first process do something, while the others wait for it."""
+    together = dist.is_available() and dist.is_initialized()
+    if not together or dist.get_rank() == 0:
+        make()
+    if together:
+        dist.barrier()
 
 
 def replicate(

@@ -164,21 +164,19 @@ def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
         raise InputError(what, remedy=f"{name}: {kind.model_fields[name].description}") from None
 
 
-def begin_or_continue(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
-    """The recipe of the run in folder `run`: what its config.json says, and what is `given`; config.json is written.
+def recipe_for(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    """The recipe of the run in folder `run`: what its config.json says, if there is one, and what is `given`.
 
     Raises InputError where `given` changes what a run cannot change any more (all but `MAY_CHANGE`), where `run` holds
-    another stage or other things, and as `recipe_of` does.
+    another stage or other things, and as `recipe_of` does. Writes nothing.
     """
-    from safelight.checkpoint.writing import write_json
-
     old: dict[str, Any] = {}
     if (run / CONFIG).exists():
         content = read_run(run)
         old = content["recipe"]
         if content["stage"] != stage:
             raise InputError(f"{run} is a run of the stage {content['stage']}", remedy="name another folder with --run")
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(not file.name.startswith(".") for file in run.iterdir()):
         raise InputError(f"{run} holds other things than a run", remedy="name a new or an empty folder with --run")
     recipe = recipe_of(kind, {**old, **given})
     new = json.loads(recipe.model_dump_json())
@@ -186,9 +184,15 @@ def begin_or_continue(run: Path, stage: str, kind: type[BaseModel], given: Mappi
     if changed:
         what = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in changed)
         raise InputError(f"{run} was begun with {what}", remedy="leave these as they were, or name another run")
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / CONFIG, {"stage": stage, "recipe": new})
     return recipe
+
+
+def write_run(run: Path, stage: str, recipe: BaseModel) -> None:
+    """Write the run's config.json."""
+    from safelight.checkpoint.writing import write_json
+
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / CONFIG, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
 
 
 def read_run(run: Path) -> dict[str, Any]:
