@@ -1,5 +1,7 @@
 """Batches of pictures: what is in them, and that sample n is the same whoever asks, and when."""
 
+import os
+import signal
 from itertools import islice
 
 import numpy as np
@@ -76,6 +78,19 @@ def test_the_order_does_not_depend_on_world_size(tmp_path):
 def test_workers_give_what_one_process_gives(tmp_path):
     data = PictureData(collection(tmp_path), **VARIED)
     assert same(read(data, 4, workers=2, start=8), read(data, 4, start=8))
+
+
+class Interrupted(PictureData):
+    """Its workers get the signals that Ctrl-C and a scheduler send to every process of a job."""
+
+    def gather(self, seed, numbers):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return super().gather(seed, numbers)
+
+
+def test_workers_leave_signals_to_the_trainer(tmp_path):
+    assert len(read(Interrupted(collection(tmp_path), size=8), 3, workers=1)) == 3
 
 
 def test_samples_are_what_batches_hold(tmp_path):

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ class Collection(Sequence[Entry]):
         Which one that is depends on the files alone. Broken ones are counted; above the share that raises
         CollectionError.
         """
-        for j in (*range(i, len(self)), *range(i)):
+        for j in chain(range(i, len(self)), range(i)):
             if self.entries[j].name in self.faults.found:
                 continue
             try:

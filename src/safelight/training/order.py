@@ -4,9 +4,11 @@ A run that is resumed at sample n reads what the uninterrupted run would have re
 and worker processes, because neither the order nor the choices depend on what was asked for before.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import nextafter
 from typing import TypeVar
 
 import numpy as np
@@ -125,5 +127,4 @@ class Draws:
     def weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
         """Draw one of the options, each in proportion to its weight (0 or more, not all 0)."""
         sums = list(accumulate(weights))
-        mark = self.unit() * sums[-1]
-        return next(option for option, reached in zip(options, sums, strict=True) if mark < reached)
+        return options[bisect_right(sums, min(self.unit() * sums[-1], nextafter(sums[-1], 0)))]

@@ -2,6 +2,9 @@
 
 All pixels are kept as uint8 tensors, so that a training device can hold them. Sprites are premultiplied (RGB multiplied
 by alpha): resizing and blending such pixels leaves no dark or bright rim around a shape (Porter & Duff 1984).
+
+What is read of a collection's table, where it is there: `kind` (sprite, texture, background, photo), `name`, `style`,
+`keywords`, `group` and `subgroup`, `skin`, `hex`, `split`, and `w` and `h` of pixel art.
 """
 
 import os
@@ -28,6 +31,7 @@ SMALLEST = 8
 # Filters without negative lobes: others overshoot at edges, which premultiplied pixels show as a rim.
 SHRINKING, ENLARGING = Image.Resampling.HAMMING, Image.Resampling.BILINEAR
 SUMMARY = 16  # side of the small copy that colours are measured on
+LARGEST_PIXEL_ART = 64  # of larger sprites the pixels are too small to be kept square
 MARGIN = 1.15  # plates are this much larger than scenes, which show a part of them
 WINDOWS = (0.0, 0.5, 1.0)  # left, middle and right part of a background that is wider than high
 EMPTY = 8  # alpha below is not seen
@@ -164,10 +168,14 @@ def _prepare(collection: Collection, i: int, size: int, side: int) -> _Tile | _C
     except BrokenFile as error:
         collection.faults.add(entry.name, error.what, len(collection))
         return None
-    kind = entry.meta.get("kind") or ("sprite" if picture.mode == "RGBA" else "photo")
+    kind = entry.meta.get("kind") or ("sprite" if _is_transparent(picture) else "photo")
     if kind == "sprite":
         return _tile(entry, picture.convert("RGBA"), size, side)
     return _cover(entry, picture, kind, size)
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    return picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (255, 255)
 
 
 def _tile(entry: Entry, picture: Image.Image, size: int, side: int) -> _Tile | None:
@@ -231,10 +239,10 @@ def is_pixel_art(entry: Entry) -> bool:
 
 
 def _pixel_side(entry: Entry) -> int:
-    """Give the side of the square that a pixel-art sprite fits in, 0 for other entries."""
-    sides = entry.meta.get("w"), entry.meta.get("h")
-    known = is_pixel_art(entry) and entry.meta.get("kind") == "sprite"
-    return max(side for side in sides if isinstance(side, int)) if known and any(sides) else 0
+    """Give the side of the square that a pixel-art sprite fits in; 0 for other entries, and too large ones."""
+    sides = [side for key in ("w", "h") if isinstance(side := entry.meta.get(key), int)]
+    known = is_pixel_art(entry) and entry.meta.get("kind") == "sprite" and sides
+    return max(sides) if known and max(sides) <= LARGEST_PIXEL_ART else 0
 
 
 def _described(tiles: Sequence[_Tile], summaries: Floats, labels: Sequence[int]) -> Iterable[Sprite]:

@@ -79,13 +79,11 @@ class FolderStore(Store):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a file lies in an archive: `size` bytes from `offset` on, deflated or as they are."""
+    """Where a file lies in a tar: `size` bytes from `offset` on."""
 
     archive: Path
     offset: int
     size: int
-    deflated: bool = False
-    crc: int | None = None
 
 
 class ZipStore(Store):
@@ -165,6 +163,8 @@ class TarStore(Store):
     def read(self, name: str) -> bytes:
         """See `Store`."""
         member = self._members[name]
+        if member.size > LIMIT:
+            raise BrokenFile(f"{name} in {member.archive} has {member.size:,} bytes", remedy="leave it out")
         with member.archive.open("rb") as file:
             file.seek(member.offset)
             data = file.read(member.size)
