@@ -161,7 +161,7 @@ def test_plain_collections_compare_with_other_splits(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     references = References(open_collection(tmp_path), 16)
     assert references.apart and not references.scenic
-    assert sorted(references.new.captions(5, 2)) == ["number 7", "number 8", "number 9"]
+    assert sorted(references.new.captions(5)) == ["number 7", "number 8", "number 9"]
     assert sum(map(len, references.training.batches(100, 4))) == 7
     assert references.unseen is references.new
 

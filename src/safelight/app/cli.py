@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight import __version__
-from safelight.app import training_commands
+from safelight.app import evaluate_command, training_commands
 from safelight.app.console import Progress, error, say, table
 from safelight.errors import InputError, SafelightError
 from safelight.pipeline.fields import parameters, validate
@@ -185,18 +185,23 @@ def tokens(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="a model whose tokenizer to use; by default CLIP's")
     ] = None,
+    steps: Annotated[int, typer.Option(help="number of steps, for what changes on the way")] = 30,
+    syntax: Annotated[str, typer.Option(help="a1111, comfyui, compel or plain")] = "a1111",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a prompt is cut into tokens: position, id, piece and chunk."""
-    from safelight.text.table import token_table
-    from safelight.text.tokenizer import Tokenizer
+    """Show what is made of a prompt: tokens with their weights, chunks and branches, and what each step sees."""
+    from safelight.app.reading import read_prompt
 
-    tokenizer = Tokenizer.load(Path(model) / "tokenizer") if model else Tokenizer.clip()
-    rows = [row._asdict() for row in token_table(tokenizer, text)]
+    read = read_prompt(text, steps, syntax, model)
     if as_json:
-        typer.echo(json.dumps(rows))
-    else:
-        table(rows)
+        typer.echo(json.dumps(read))
+        return
+    table(read["tokens"])
+    if len(read["steps"]) > 1:
+        typer.echo()
+        table(read["steps"])
+    for remark in read["remarks"]:
+        say(remark)
 
 
 @app.command()
@@ -243,6 +248,7 @@ def samplers(as_json: JsonOption = False) -> None:
 
 
 training_commands.register(app, answers)
+evaluate_command.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 COMMANDS |= {group.name for group in app.registered_groups if group.name}

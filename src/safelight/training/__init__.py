@@ -14,4 +14,12 @@ Pictures and captions, in order of their way to a network:
 Behind collections stand stores (bytes in folders, zips, tars) and decoding; behind data framing and buckets; behind
 scenes sprites (pictures made ready to be pasted), banking (those kept in a file), planning (what is where), captions,
 names and colors (what one says of it), and composing (pixels).
+
+What has been trained, measured:
+
+    metrics       the mathematics: PSNR, SSIM, Fréchet and kernel distances, precision, recall, neighbours
+    features      what pictures are compared by: cosines, Inception, CLIP, or our own
+    classifier    our own: trained on the collection, says what a picture shows, in which style, where
+    questions     what a model is asked to draw, and whether the picture shows it
+    evaluate      which of all that to do with a model, and with which real pictures (references); report writes it down
 """

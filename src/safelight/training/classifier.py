@@ -26,19 +26,30 @@ from safelight.checkpoint.writing import outgoing, replacing_folder, write_json,
 from safelight.errors import InputError, nearest
 from safelight.models.classifier import Classifier, ClassifierConfig, Seen
 from safelight.models.config import frozen
+from safelight.training.assembly import Assembled, seeded
 from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.collections import Collection, Entry
+from safelight.training.collections import Collection, Entry, open_collection
 from safelight.training.data import Device
 from safelight.training.features import Extractor, file_hash
+from safelight.training.holdout import trained_on
 from safelight.training.noise import BatchNoise
 from safelight.training.optim import adamw
 from safelight.training.planning import Mix
 from safelight.training.reconstructions import as_image
-from safelight.training.scenes import SceneData, Wording, is_held_out, trained_on
+from safelight.training.scenes import SceneData, Wording
 from safelight.training.sheets import contact_sheet
 from safelight.training.stage import Loss, Stage, Weights
 
-__all__ = ["ClassifierData", "ClassifierStage", "Judge", "Labels", "held_out_part", "lone_things", "new_classifier"]
+__all__ = [
+    "ClassifierData",
+    "ClassifierStage",
+    "Judge",
+    "Labels",
+    "assemble_classifier",
+    "held_out_part",
+    "lone_things",
+    "new_classifier",
+]
 
 KIND = "safelight.classifier"
 ONE_THING = Mix(photos=0.0, backgrounds=0.0, counts=(1.0,), centered=0.4)
@@ -116,6 +127,10 @@ class ClassifierData:
         concepts, styles = self._numbers[rows].to(batch.pictures.device, non_blocking=True).unbind(1)
         return LabelledScenes(batch.pictures, concepts, styles, batch.masks[:, 0])
 
+    def captions(self, seed: int, count: int) -> Iterator[str]:
+        """Give the captions of the first scenes."""
+        return self.scenes.captions(seed, count)
+
     def gather(self, seed: int, numbers: Sequence[int]) -> LabelledScenes:
         """Give the scenes of these numbers on the CPU."""
         return self.batch(seed, numbers)
@@ -143,12 +158,26 @@ def held_out_part(collection: Collection) -> Collection | None:
 
 
 def _may_stand(entry: Entry, *, held_out: bool) -> bool:
-    shown = trained_on(entry, ("train",), is_held_out)
-    return _kind(entry) == "background" or (_kind(entry) == "sprite" and shown != held_out)
+    return _kind(entry) == "background" or (_kind(entry) == "sprite" and trained_on(entry) != held_out)
 
 
 def _kind(entry: Entry) -> str:
     return str(entry.meta.get("kind", "sprite"))
+
+
+def assemble_classifier(recipe: ClassifierRecipe, run: Path, device: torch.device) -> Assembled:
+    """Make the stage and the data of a recipe. Raises InputError, CollectionError."""
+    collection = open_collection(recipe.data, captions="optional")
+    labels = Labels.of(collection, recipe.concept)
+    data = ClassifierData(lone_things(collection, recipe.size), labels)
+    with seeded(recipe.seed):
+        network = new_classifier(labels, recipe).to(device)
+    about = {
+        "data": f"{len(data)} sprites of {Path(recipe.data).name}, on backgrounds",
+        "answers": f"{len(labels.concepts)} concepts, {len(labels.styles)} styles",
+        "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
+    }
+    return Assembled(ClassifierStage(network, labels, recipe, data), data, about)
 
 
 def new_classifier(labels: Labels, recipe: ClassifierRecipe) -> Classifier:

@@ -184,9 +184,11 @@ def compare_prompts(asked: Sequence[Question], drawn: Tensor, real: Tensor, judg
         for name, value, beside, by, note in rows
         if value is not None
     ]
-    labels = [f"{'+' if right else '-'} {q.prompt}" for q, right in zip(asked, ours.correct, strict=True)]
-    sheet = contact_sheet(images(drawn[:SHOWN]), labels, columns=8, title="prompts: + concept found, - not")
-    return figures, sheet
+    pairs = list(zip(asked, drawn, real, ours.correct, strict=True))[: SHOWN // 2]
+    tiles = [tile for _, mine, theirs, _ in pairs for tile in images(torch.stack([mine, theirs]))]
+    labels = [text for q, _, _, right in pairs for text in (f"{'+' if right else '-'} {q.prompt}", "a real one")]
+    title = "drawn for a prompt (+ concept found, - not), and a real picture of it"
+    return figures, contact_sheet(tiles, labels, columns=8, title=title)
 
 
 def _score(asked: Sequence[Question], pictures: Tensor, judge: Judge) -> Score:

@@ -191,13 +191,13 @@ class _Evaluation:
         real = self._bytes("reading pictures", source.batches(o.count, o.batch_size))
         others = self._others()
         if self.subject.model is not None:
-            drawn = self._drawn(source.captions(len(real), o.batch_size))
+            drawn = self._drawn(source.captions(len(real)))
         else:
             drawn = self._given()
         figures, sheet = compare_samples(drawn, real, others, self.tools.extractors, seed=o.seed)
         self._keep(figures, sheet, "samples", source.note)
         if o.variety > 1 and self.subject.model is not None:
-            prompts = source.captions(min(o.varied_prompts, len(real)), o.batch_size)[: o.varied_prompts]
+            prompts = source.captions(o.varied_prompts)
             varied = self._drawn(prompts, each=o.variety)
             self._keep(*compare_variety(varied, prompts, real, self.tools.extractors), "variety")
         if o.neighbours:
@@ -284,8 +284,8 @@ class _Evaluation:
         """Put it all together."""
         settings = ("steps", "guidance_scale", "sampler", "grid") if self.subject.model is not None else ()
         about: dict[str, Any] = {
-            "model": self.subject.name,
-            "data": self.options.data,
+            "model": shortened(self.subject.name),
+            "data": shortened(str(self.options.data)),
             "size": size,
             "seed": self.options.seed,
             **{name: getattr(self.options, name) for name in settings},
@@ -295,6 +295,11 @@ class _Evaluation:
             "machine": machine(self.device),
         }
         return Report(about, tuple(self.figures), self.sheets)
+
+
+def shortened(name: str) -> str:
+    """The last part of a path, so that a model card tells nothing of the machine; a hub's id as it is."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def reconstructed(autoencoder: Autoencoder, pictures: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class EvaluateOptions(BaseModel):
     data: str | None = Field(None, description="real pictures to compare with: a folder, zip or tar shards")
     what: Literal["reconstruction", "samples", "prompts", "all"] = Field("all", description="what to measure")
     count: Positive = Field(512, description="pictures to measure on; distances need hundreds, better thousands")
-    size: Positive | None = Field(None, description="side of the pictures; by default the model's own")
+    size: int | None = Field(None, ge=1, description="side of the pictures; by default the model's own")
     seed: Count = Field(0, description="of the pictures to compare with, of noise and of subsets")
     steps: Positive = Field(30, description="sampling steps")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance")

@@ -5,7 +5,7 @@ seed are the training's own pictures, with another seed they are new ones, and t
 things that no training saw. Of any other collection, entries of another split than "train" are new pictures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from safelight.training.data import Batch, Data, PictureData
 from safelight.training.questions import ASKING
 from safelight.training.scenes import SceneData
 
-__all__ = ["References", "has_sprites", "numbered"]
+__all__ = ["References", "Source", "has_sprites"]
 
 NEW = 1 << 40  # seeds from here on are no training's
 
@@ -33,19 +33,19 @@ class Source:
     limit: int | None = None  # how many different ones there are; None: no end
 
     def batches(self, count: int, batch_size: int, start: int = 0) -> Iterator[Tensor]:
-        """Give pictures number `start` to start+count-1, fewer if there are fewer: (B, 3, H, W) in [-1, 1]."""
-        return (batch.pictures for batch in self.samples(count, batch_size, start))
+        """Give pictures number `start` to start+count-1, fewer if there are fewer: (B, 3, H, W) in [-1, 1].
 
-    def captions(self, count: int, batch_size: int) -> list[str]:
-        """Give the captions of the first `count` pictures."""
-        if isinstance(self.data, SceneData):
-            return [self.data.sample(self.seed, n).caption for n in range(count)]
-        return [caption for batch in self.samples(count, batch_size) for caption in batch.captions]
-
-    def samples(self, count: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Give whole batches."""
+        Raises InputError for none at all.
+        """
         end = start + count if self.limit is None else min(start + count, self.limit)
-        return (self.data.batch(self.seed, some) for some in numbered(range(start, end), batch_size))
+        if end <= start:
+            raise InputError("there are no pictures to measure", remedy="give more pictures, or a smaller --count")
+        firsts = range(start, end, batch_size)
+        return (self.data.batch(self.seed, range(i, min(i + batch_size, end))).pictures for i in firsts)
+
+    def captions(self, count: int) -> list[str]:
+        """Give the captions of the first `count` pictures."""
+        return list(self.data.captions(self.seed, count if self.limit is None else min(count, self.limit)))
 
 
 class References:
@@ -107,10 +107,3 @@ class References:
 def has_sprites(collection: Collection) -> bool:
     """Say whether a collection's table tells sprites from backgrounds, so that scenes can be made of it."""
     return any(entry.meta.get("kind") == "sprite" for entry in collection)
-
-
-def numbered(numbers: range, batch_size: int) -> Iterator[Sequence[int]]:
-    """Cut numbers into batches. Raises InputError for none at all."""
-    if not numbers:
-        raise InputError("there are no pictures to measure", remedy="give more pictures, or a smaller --count")
-    return (numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size))
