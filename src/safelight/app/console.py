@@ -11,25 +11,31 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """A remark, for people only."""
-    Console(stderr=True).print(text, style="dim", highlight=False, markup=False)
+    Console(stderr=True).print(text, style="dim", highlight=False, markup=False, emoji=False)
+
+
+def warn(text: str) -> None:
+    """Something that went otherwise than it should have, though the work goes on."""
+    Console(stderr=True).print(text, style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def error(what: str, remedy: str) -> None:
     """What went wrong, and the next thing to do."""
     console = Console(stderr=True)
-    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"error: {what}", style="bold red", highlight=False, markup=False, emoji=False, soft_wrap=True)
     if remedy:
-        console.print(f"  -> {remedy}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  -> {remedy}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    """Rows with equal keys, as a table on the standard output."""
+    """Rows with equal keys, as a table on the standard output. Nothing in them is taken for rich's markup."""
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(*(rows[0] if rows else ()), box=None, pad_edge=False)
     for row in rows:
-        shown.add_row(*(str(value) for value in row.values()))
-    Console().print(shown, markup=False)
+        shown.add_row(*(Text(str(value)) for value in row.values()))
+    Console().print(shown)
 
 
 class Progress:
