@@ -219,3 +219,17 @@ def test_numbers_that_do_not_fit_and_shapes_that_differ(pictures, tmp_path):
     )
     with pytest.raises(InputError, match="several shapes"):
         precompute(shaped, autoencoder(), tmp_path / "b", batch_size=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_resident_latents_are_selected_without_waiting_for_the_device(pictures, tmp_path):
+    small(pictures, tmp_path)
+    latents = LatentData(tmp_path)
+    first = latents.batch(0, range(4), "cuda")  # moves them there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = latents.batch(0, range(4), "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first.moments, again.moments)
+    assert torch.equal(again.moments.cpu(), latents.batch(0, range(4)).moments)

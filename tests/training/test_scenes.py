@@ -322,6 +322,11 @@ def test_a_gpu_draws_the_same_within_two_steps_of_255(folder):
     assert (here.pictures - there.pictures.cpu()).abs().max() <= 2 / 127.5
     assert here.captions == there.captions and torch.equal(here.boxes, there.boxes.cpu())
     assert (here.class_maps != there.class_maps.cpu()).float().mean() < 1e-3
+    torch.cuda.set_sync_debug_mode("error")  # nothing waits for the device
+    try:
+        data.batch(0, range(8), "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared pictures are not here")

@@ -36,6 +36,7 @@ MARGIN = 1.15  # plates are this much larger than scenes, which show a part of t
 WINDOWS = (0.0, 0.5, 1.0)  # left, middle and right part of a background that is wider than high
 EMPTY = 8  # alpha below is not seen
 HOLES = 0.02  # a texture with more than this share of empty pixels cannot fill a scene
+_KINDS_OF_PICTURES = "it needs sprites (pictures with transparent parts), backgrounds, textures or photographs"
 NEVER_TURNED = {"people-body", "flags", "symbols", "smileys-emotion", "skin"}
 NEVER_FLIPPED = {"flags", "symbols", "time", "alphanum", "arrow", "keycap"}
 SIDED = ("left", "right", "clockwise", "east", "west")
@@ -106,27 +107,24 @@ def build_bank(collection: Collection, size: int, *, class_of: Callable[[Entry],
     transparent parts are sprites, others photos. Pictures of sprites that are empty, and textures with holes, are left
     out. Takes about 3 ms a sprite and core. Raises CollectionError if nothing is left.
     """
-    sides = [_pixel_side(entry) for entry in collection]
-    side = max(sides, default=0) or 32
+    side = max((_pixel_side(entry) for entry in collection), default=0) or 32
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(lambda i: _prepare(collection, i, size, side), range(len(collection))))
-    sprites = [part for part in parts if isinstance(part, _Tile)]
-    plates = [(part.entry, part.use, pixels) for part in parts if isinstance(part, _Cover) for pixels in part.windows]
-    if not sprites and not plates:
-        raise CollectionError(f"{collection.path} holds nothing to make scenes of", remedy="see its README for kinds")
-    classes = sorted({name for tile in sprites if (name := class_of(tile.entry)) is not None})
-    rows = [(Plate(entry, row), use) for row, (entry, use, _) in enumerate(plates)]
-    p = plate_side(size)
-    summaries = np.stack([tile.summary for tile in sprites]) if sprites else np.zeros((0, SUMMARY**2, 4), np.float32)
+    tiles = [part for part in parts if isinstance(part, _Tile)]
+    covers = [(part, pixels) for part in parts if isinstance(part, _Cover) for pixels in part.windows]
+    if not tiles and not covers:
+        raise CollectionError(f"{collection.path} holds nothing to make scenes of", remedy=_KINDS_OF_PICTURES)
+    classes = sorted({name for tile in tiles if (name := class_of(tile.entry)) is not None})
+    labels = [-1 if (name := class_of(tile.entry)) is None else classes.index(name) for tile in tiles]
+    plates = [(Plate(cover.entry, row), cover.use) for row, (cover, _) in enumerate(covers)]
+    summaries = np.array([tile.summary for tile in tiles], np.float32).reshape(len(tiles), SUMMARY**2, 4)
     bank = Bank(
         size=size,
-        sprites=tuple(_described(sprites, summaries, [_number(classes, class_of(tile.entry)) for tile in sprites])),
-        photos=tuple(plate for plate, use in rows if use == "photo"),
-        backgrounds=tuple(plate for plate, use in rows if use != "photo"),
-        pyramids={kind: _stacked([t.levels for t in sprites if t.kind == kind]) for kind in KINDS},
-        plates=torch.from_numpy(_channels_first([px for *_, px in plates]))
-        if plates
-        else torch.zeros(0, 3, p, p, dtype=torch.uint8),
+        sprites=tuple(_described(tiles, summaries, labels)),
+        photos=tuple(plate for plate, use in plates if use == "photo"),
+        backgrounds=tuple(plate for plate, use in plates if use != "photo"),
+        pyramids={kind: _stacked([tile.levels for tile in tiles if tile.kind == kind]) for kind in KINDS},
+        plates=_channels_first([pixels for _, pixels in covers], (plate_side(size), plate_side(size), 3)),
         summaries=torch.from_numpy(summaries),
         side=side,
     )
@@ -273,17 +271,15 @@ def _described(tiles: Sequence[_Tile], summaries: Floats, labels: Sequence[int])
         rows[tile.kind] += 1
 
 
-def _number(classes: Sequence[str], name: str | None) -> int:
-    return -1 if name is None else classes.index(name)
-
-
 def _stacked(pyramids: Sequence[tuple[Pixels, ...]]) -> tuple[Tensor, ...]:
     """Pyramids of single sprites -> one tensor (n, 4, s, s) for each size."""
-    return tuple(torch.from_numpy(_channels_first(list(level))) for level in zip(*pyramids, strict=True))
+    return tuple(_channels_first(level, level[0].shape) for level in zip(*pyramids, strict=True))
 
 
-def _channels_first(pictures: Sequence[Pixels]) -> Pixels:
-    stacked = np.empty((len(pictures), pictures[0].shape[2], *pictures[0].shape[:2]), np.uint8)
+def _channels_first(pictures: Sequence[Pixels], shape: tuple[int, ...]) -> Tensor:
+    """n arrays of one shape (H, W, C) -> (n, C, H, W)."""
+    height, width, channels = shape
+    stacked = np.empty((len(pictures), channels, height, width), np.uint8)
     for row, picture in zip(stacked, pictures, strict=True):
         row[:] = picture.transpose(2, 0, 1)
-    return stacked
+    return torch.from_numpy(stacked)
