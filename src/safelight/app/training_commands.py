@@ -5,6 +5,7 @@ The options of a training are the fields of its recipe. Nothing heavy is importe
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from inspect import Parameter, Signature
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from safelight.app.console import say
+from safelight.app.console import say, warn
 from safelight.errors import InputError
 from safelight.training.autoencoder_config import AUTOENCODER_TRAININGS
 from safelight.training.classifier_config import ClassifierRecipe
@@ -106,7 +107,7 @@ def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> N
     from safelight.training.distributed import World, once
     from safelight.training.loop import train
 
-    with stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
+    with loud_warnings(), stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
         once(lambda: write_run(run, stage, recipe))
         made = assembled(stage, recipe, run, world.device)
         outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)
@@ -147,6 +148,15 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def loud_warnings() -> Iterator[None]:
+    """Within the block, warnings are told in plain words, each time they come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *place: warn(str(message))
+        yield
 
 
 @contextmanager

@@ -8,14 +8,16 @@ from typing import Any
 from safelight.errors import MissingPartError
 
 NO_CURVES = {"step", "samples", "seconds"}
-SMOOTHING = 0.9  # of the bold line over the faint measured one
+EXACT = {"learning_rate", "skipped"}  # drawn as they are: nothing in them is chance
+POINTS = 30  # the bold line's running mean reaches about the n-th part of the run back
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> Path:
     """Draw every figure of a log over the steps, each in its own panel, and write the picture to `path`.
 
     The faint line is what was measured, the bold one its running mean. Positive figures that span more than two orders
-    of magnitude have a logarithmic axis. Raises MissingPartError without matplotlib.
+    of magnitude have a logarithmic axis; figures that were 0 throughout are left out. Raises MissingPartError without
+    matplotlib.
     """
     try:
         from matplotlib.figure import Figure
@@ -30,8 +32,10 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = "
         axes = figure.add_subplot(lines, columns, i)
         points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
-        axes.plot(steps, smoothed(values), color="tab:blue", linewidth=1.8)
+        exact = name in EXACT
+        axes.plot(steps, values, color="tab:blue", alpha=1.0 if exact else 0.3, linewidth=1.8 if exact else 1)
+        if not exact:
+            axes.plot(steps, smoothed(values), color="tab:blue", linewidth=1.8)
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.grid(alpha=0.25)
         if min(values) > 0 and max(values) > 100 * min(values):
@@ -43,13 +47,14 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = "
 
 
 def figure_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The figures that have a number in some row, losses first."""
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+    """The figures that are a number other than 0 in some row, losses first."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value) and value != 0)
     return sorted((name for name in names if name not in NO_CURVES), key=lambda name: "loss" not in name)
 
 
-def smoothed(values: Sequence[float], amount: float = SMOOTHING) -> list[float]:
-    """A running mean with exponentially fading weights, corrected for its start."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """A running mean with exponentially fading weights, corrected for its start; the longer the run, the smoother."""
+    amount = max(0.0, 1 - POINTS / len(values))
     total = weight = 0.0
     result = []
     for value in values:

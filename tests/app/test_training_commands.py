@@ -1,0 +1,144 @@
+"""Training as people do it: from pictures to a model that draws, on the command line, in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import safelight
+from safelight.app.cli import app
+
+FIRST = ["--size", "16", "--channels", "8", "--multipliers", "1,2", "--layers", "1", "--batch-size", "4",
+         "--features-steps", "3", "--disc-start", "2", "--disc-warmup", "1", "--disc-channels", "8",
+         "--disc-layers", "1", "--sheet-pictures", "2", "--device", "cpu"]  # fmt: skip
+SECOND = ["--size", "16", "--channels", "16", "--multipliers", "1,2", "--layers", "1", "--head-channels", "8",
+          "--attention", "2", "--text-width", "16", "--text-layers", "1", "--vocabulary-size", "600",
+          "--batch-size", "4", "--sheet-steps", "2", "--device", "cpu"]  # fmt: skip
+EVERY = ["--log-every", "2", "--checkpoint-every", "3", "--sheet-every", "6"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "pictures").mkdir()
+    chance = np.random.default_rng(0)
+    for i in range(20):
+        pixels = chance.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i:02}.png")
+        (folder / "pictures" / f"{i:02}.txt").write_text(f"a {'red' if i % 2 else 'blue'} picture, number {i}")
+    return folder
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + str(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def first_stage(folder):
+    run("train", "autoencoder", folder / "pictures", "--run", folder / "first", "--steps", 6, *FIRST, *EVERY)
+    return folder / "first" / "model"
+
+
+@pytest.fixture(scope="module")
+def second(folder, first_stage):
+    averages = ["--ema-lengths", "0.05,0.1", "--ema-snapshot-every", "2"]
+    run("train", "diffusion", folder / "pictures", "--run", folder / "second", "--autoencoder", first_stage,
+        "--steps", 6, *SECOND, *EVERY, *averages)  # fmt: skip
+    return folder / "second"
+
+
+def test_two_commands_make_a_model_that_draws(second):
+    model = safelight.load(second / "model", device="cpu")
+    pictures = safelight.text_to_image(model, "a red picture", steps=2, seed=0)
+    assert pictures[0].size == (16, 16)
+    assert len(model.tokenizer) == model.text_encoder.config.vocab_size <= 600
+    config = json.loads((second / "config.json").read_text())
+    assert config["stage"] == "diffusion" and config["recipe"]["multipliers"] == [1, 2]
+    sheet = Image.open(second / "sheets" / "step-00000006.png")
+    assert sheet.width > 3 * 96
+
+
+def test_a_run_goes_on_by_its_name_alone_and_refuses_other_options(second):
+    before = (second / "checkpoints" / "step-00000006" / "manifest.json").read_bytes()
+    run("train", "diffusion", "--run", second, "--device", "cpu")  # nothing is left to do: the model is written again
+    assert (second / "checkpoints" / "step-00000006" / "manifest.json").read_bytes() == before
+    output = run("train", "diffusion", "--run", second, "--learning-rate", "0.5", code=2)
+    assert "learning_rate=0.0001, not 0.5" in output
+    assert "is a run of the stage diffusion" in run("train", "autoencoder", "--run", second, code=2)
+    run("train", "diffusion", "--run", second, "--steps", "8", "--device", "cpu")
+    assert (second / "checkpoints" / "step-00000008").is_dir()
+
+
+def test_a_length_of_the_average_is_chosen_afterwards(second, tmp_path):
+    run("train", "average", second, "--length", "0.07", "--out", tmp_path / "model")
+    assert safelight.load(tmp_path / "model", device="cpu").prediction_type == "epsilon"
+    assert "0.07" in (tmp_path / "model" / "README.md").read_text()
+    assert "sigma_rel" in run("train", "average", second, "--length", "0.5", "--out", tmp_path / "none", code=2)
+
+
+def test_curves_are_drawn(second, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("plot", second, "--out", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 1000
+    assert "config.json" in run("plot", tmp_path, code=2)
+
+
+def test_a_model_is_tuned_with_init_and_its_first_layer_widened(folder, second):
+    options = ["--init", second / "model", "--steps", "2", "--batch-size", "2", "--size", "16", "--sheet-every", "0",
+               "--device", "cpu"]  # fmt: skip
+    run("train", "diffusion", folder / "pictures", "--run", folder / "tuned", *options)
+    run("train", "diffusion", folder / "pictures", "--run", folder / "paint", "--concat", "mask", *options)
+    model = safelight.load(folder / "paint" / "model", device="cpu")
+    assert model.unet.config.in_channels == 9 and model.paints_masks and model.family == "sd1-inpaint"
+
+
+def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
+    pictures, there = folder / "pictures", ["--run", tmp_path / "run"]
+    assert "data is missing" in run("train", "diffusion", *there, code=2)
+    assert "needs a first one" in run("train", "diffusion", pictures, *there, code=2)
+    assert "steps=0" in run("train", "diffusion", pictures, "--run", tmp_path / "a", "--steps", "0", code=2)
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in run("train", "autoencoder", tmp_path / "empty", "--run", tmp_path / "b", code=1)
+    (tmp_path / "file.txt").write_text("mine")
+    assert "other things" in run("train", "autoencoder", pictures, "--run", tmp_path, code=2)
+    for i in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / "empty" / f"{i}.png")
+    output = run(
+        "train", "diffusion", tmp_path / "empty", "--run", tmp_path / "c", "--autoencoder", first_stage, code=1
+    )
+    assert "has no caption" in output
+    arguments = ["--run", tmp_path / "d", "--autoencoder", first_stage, "--unet", "sd99", *SECOND]
+    assert "neither a preset nor a file" in run("train", "diffusion", pictures, *arguments, code=2)
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from safelight.app.cli import app\ntry: app(['train', 'diffusion', '--help'])\n" \
+           "except SystemExit: pass\nprint('torch' in sys.modules)"  # fmt: skip
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.endswith("False\n") and "--ema-lengths" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits_with_0(folder, first_stage, tmp_path, number):
+    command = [sys.executable, "-m", "safelight", "train", "diffusion", folder / "pictures", "--run", tmp_path / "run",
+               "--autoencoder", first_stage, "--steps", "100000", "--checkpoint-every", "100000", "--log-every", "1",
+               "--sheet-every", "0", *SECOND]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log, started = tmp_path / "run" / "log.jsonl", time.monotonic()
+    while not (log.exists() and log.read_text().count("\n") > 2):
+        assert process.poll() is None and time.monotonic() - started < 120
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0 and "all is saved" in told
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert int(checkpoint.name[5:]) >= 3
