@@ -26,8 +26,8 @@ from safelight.training.noise import BatchNoise
 from safelight.training.questions import ASKING, Question, questions, score, seen_colors, seen_places
 
 RECIPE = ClassifierRecipe(
-    data="", size=32, channels=(8, 16), features=16, steps=40, batch_size=16, warmup=5, ema_decay=0.9,
-    learning_rate=3e-3, smoothing=0.0, log_every=10, sheet_every=40, checkpoint_every=40,
+    data="", size=32, channels=(8, 16), features=16, steps=60, batch_size=16, warmup=5, ema_decay=0.9,
+    learning_rate=3e-3, smoothing=0.0, log_every=10, sheet_every=60, checkpoint_every=60,
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def data(collection):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run of 40 steps: some seconds of what `safelight train classifier` does."""
+    """A run of 60 steps: some seconds of what `safelight train classifier` does."""
     torch.manual_seed(0)
     stage = ClassifierStage(new_classifier(data.labels, RECIPE), data.labels, RECIPE, data)
     run = tmp_path_factory.mktemp("run")
@@ -97,11 +97,12 @@ def test_losses_leave_out_what_has_no_label():
 
 
 def test_pooling_is_the_mean_under_the_mask():
-    x, mask = torch.randn(1, 2, 4, 4), torch.full((1, 8, 8), -50.0)
+    """Of every level, from the finest on; and of the last one over everything."""
+    fine, coarse, mask = torch.randn(1, 3, 8, 8), torch.randn(1, 2, 4, 4), torch.full((1, 8, 8), -50.0)
     mask[:, :4, :4] = 50
-    got = pooled(x, mask)
-    assert torch.allclose(got[:, :2], x[:, :, :2, :2].mean(dim=(2, 3)), atol=1e-3)
-    assert torch.allclose(got[:, 2:], x.mean(dim=(2, 3)))
+    wanted = (fine[:, :, :4, :4], coarse[:, :, :2, :2], coarse)
+    wanted = torch.cat([part.mean(dim=(2, 3)) for part in wanted], dim=1)
+    assert torch.allclose(pooled([fine, coarse], mask), wanted, atol=1e-3)
 
 
 def test_sizes():

@@ -1,7 +1,8 @@
 """A small network that says what a picture shows, in which style, and where. For measuring pictures, not for drawing.
 
-Residual blocks at halving resolutions. Where the thing is, is a mask, from all resolutions together; what it is, is
-read from the coarsest, once averaged under the mask and once over the whole picture.
+Residual blocks at halving resolutions. Where the thing is, is a mask, from all resolutions together; what it is, and in
+which style, is read from averages under that mask, of all resolutions too: a shape shows in the coarse ones, the stroke
+in the fine ones. An average over the whole picture tells of what is around it.
 """
 
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ class Classifier(nn.Module):
         )
         self.mask_in = nn.ModuleList(nn.Conv2d(width, MASK_CHANNELS, 1) for width in config.channels)
         self.mask_out = nn.Conv2d(MASK_CHANNELS, 1, 3, padding=1)
-        self.norm = nn.LayerNorm(2 * config.channels[-1])
-        self.to_features = nn.Linear(2 * config.channels[-1], config.features)
+        width = sum(config.channels) + config.channels[-1]
+        self.norm = nn.LayerNorm(width)
+        self.to_features = nn.Linear(width, config.features)
         self.to_concepts = nn.Linear(config.features, config.concepts)
         self.to_styles = nn.Linear(config.features, config.styles)
 
@@ -80,7 +82,7 @@ class Classifier(nn.Module):
             x = level(x)
             levels.append(x)
         masks = self.mask(levels)
-        features = self.to_features(F.silu(self.norm(pooled(x, masks.detach()))))
+        features = self.to_features(F.silu(self.norm(pooled(levels, masks.detach()))))
         active = F.silu(features)
         return Seen(self.to_concepts(active), self.to_styles(active), masks, features)
 
@@ -104,8 +106,13 @@ class Level(nn.Module):
         return self.block(self.down(x))
 
 
-def pooled(x: Tensor, masks: Tensor) -> Tensor:
-    """(B, C, h, w) and the mask's logits -> (B, 2C): the mean under the mask, and the mean over all."""
-    weights = F.adaptive_avg_pool2d(masks.sigmoid()[:, None], x.shape[2:])  # type: ignore[arg-type]
-    under = (x * weights).sum(dim=(2, 3)) / (weights.sum(dim=(2, 3)) + 1e-3)
-    return torch.cat([under, x.mean(dim=(2, 3))], dim=1)
+def pooled(levels: list[Tensor], masks: Tensor) -> Tensor:
+    """Levels' activations (B, C_l, h_l, w_l) and the mask's logits (B, h, w) -> (B, sum of C_l, and the last again).
+
+    The mean of each level under the mask, then the mean of the last one over the whole picture.
+    """
+    means = [levels[-1].mean(dim=(2, 3))]
+    for x in reversed(levels):
+        weights = F.adaptive_avg_pool2d(masks.sigmoid()[:, None], x.shape[2:])  # type: ignore[arg-type]
+        means.append((x * weights).sum(dim=(2, 3)) / (weights.sum(dim=(2, 3)) + 1e-3))
+    return torch.cat(means[::-1], dim=1)
