@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safelight.text.bpe import clip_vocabulary
+from safelight.text.bpe import Vocabulary, clip_vocabulary
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -28,17 +28,16 @@ def make_unet(in_channels=4, **changes):
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_out" in name:
-                weight *= 4
+                weight *= 8
     return unet
 
 
 def make_vae(levels=4):
     """Factor 2^(levels-1), 8 as Stable Diffusion's; its pictures are given the contrast of pictures."""
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(16, 32, 32, 32)[-levels:],
+        block_out_channels=(32,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=8,
         sample_size=64,
     )
     with torch.no_grad():
@@ -47,16 +46,16 @@ def make_vae(levels=4):
     return vae
 
 
-def make_text_encoder():
+def make_text_encoder(words):
     config = transformers.CLIPTextConfig(
         hidden_size=WIDTH,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         projection_dim=WIDTH,
-        vocab_size=49408,
-        bos_token_id=49406,
-        eos_token_id=49407,
+        vocab_size=words,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
     )
     encoder = transformers.CLIPTextModel(config).eval()
     with torch.no_grad():
@@ -64,10 +63,13 @@ def make_text_encoder():
     return encoder
 
 
-def make_tokenizer():
+def make_tokenizer(merges=None):
+    """CLIP's, or one that knows only its first `merges` merges, which loads faster."""
     vocabulary = clip_vocabulary()
-    merges = [tuple(pair) for pair in vocabulary.merges]
-    return transformers.CLIPTokenizer(vocab=dict(vocabulary.ids), merges=merges, model_max_length=77)
+    if merges is not None:
+        vocabulary = Vocabulary.from_merges(vocabulary.merges[:merges])
+    pairs = [tuple(pair) for pair in vocabulary.merges]
+    return transformers.CLIPTokenizer(vocab=dict(vocabulary.ids), merges=pairs, model_max_length=77)
 
 
 def make_scheduler():
@@ -77,14 +79,19 @@ def make_scheduler():
     )  # fmt: skip
 
 
-def save(folder, pipeline, **parts):
+def save(folder, pipeline, *, merges=1000, in_channels=4):
     torch.manual_seed(0)
-    parts = {
-        "vae": make_vae(), "text_encoder": make_text_encoder(), "tokenizer": make_tokenizer(),
-        "scheduler": make_scheduler(), "unet": make_unet(), "safety_checker": None, "feature_extractor": None,
-        "requires_safety_checker": False, **parts,
-    }  # fmt: skip
-    pipeline(**parts).save_pretrained(folder)
+    tokenizer = make_tokenizer(merges)
+    pipeline(
+        vae=make_vae(),
+        text_encoder=make_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        unet=make_unet(in_channels),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -95,8 +102,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def wordy_model(tmp_path_factory):
+    """The same with CLIP's whole vocabulary."""
+    return save(tmp_path_factory.mktemp("wordy"), diffusers.StableDiffusionPipeline, merges=None)
+
+
+@pytest.fixture(scope="session")
 def inpainting_model(tmp_path_factory):
     """A model whose U-Net has nine input channels."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("inpainting")
-    return save(folder, diffusers.StableDiffusionInpaintPipeline, unet=make_unet(9))
+    return save(tmp_path_factory.mktemp("inpainting"), diffusers.StableDiffusionInpaintPipeline, in_channels=9)

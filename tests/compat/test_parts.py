@@ -252,8 +252,8 @@ SCRIPTS = {"tokenizer": TOKENIZER, "text encoder": TEXT_ENCODER, "autoencoder": 
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_part(name, model, record_property):
-    record_property("psnr", compare(LOAD + SCRIPTS[name], model, name=name, least=100))
+def test_part(name, wordy_model, record_property):
+    record_property("psnr", compare(LOAD + SCRIPTS[name], wordy_model, name=name, least=100))
 
 
 def test_plain_and_vq_models_and_their_pipelines(others, record_property):

@@ -97,7 +97,7 @@ TEXT_TO_IMAGE = {
         results["a"] = out.images
         """,
     "guidance rescaled": """
-        out = pipe(prompt, guidance_rescale=0.7, num_inference_steps=4, generator=generator, output_type="np")
+        out = pipe(prompt, guidance_rescale=1.0, guidance_scale=20, num_inference_steps=4, generator=generator, output_type="np")
         results["a"] = out.images
         """,
     "another size": """
@@ -219,7 +219,7 @@ def test_the_pictures_differ_where_they_should(model):
         {"prompt": "a hat", "more": ""},
         {"prompt": "an otter", "more": ", guidance_scale=2"},
         {"prompt": "an otter", "more": ", negative_prompt='fog'"},
-        {"prompt": "an otter", "more": ", guidance_rescale=0.5"},
+        {"prompt": "an otter", "more": ", guidance_rescale=1.0, guidance_scale=20"},
     ]
     drawn = [run(script("StableDiffusionPipeline", call.format(**v)), model, ours=True)["a"] for v in variants]
     assert max(agreement(drawn[0], other) for other in drawn[1:]) < 50

@@ -4,8 +4,10 @@ Ranges: PIL and arrays (B, H, W, C) or tensors (B, C, H, W) in [0, 1] outside; t
 """
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -216,15 +218,23 @@ def numpy_to_pil(images: Array) -> list[Image.Image]:
 def load_image(
     image: str | Path | Image.Image, convert_method: Callable[[Image.Image], Image.Image] | None = None
 ) -> Image.Image:
-    """Open a file as an RGB picture, the right way up. Raises InputError for a URL: nothing is downloaded here."""
+    """Open a file or a URL as an RGB picture, the right way up. Raises InputError where there is none."""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        raise InputError(f"{image} is not on this machine", remedy="save the picture to a file and give its path")
+        image = _downloaded(image)
     if not isinstance(image, Image.Image):
         if not Path(image).is_file():
             raise InputError(f"no file {image}", remedy="check the path")
         image = Image.open(image)
     image = ImageOps.exif_transpose(image)
     return image.convert("RGB") if convert_method is None else convert_method(image)
+
+
+def _downloaded(url: str) -> Image.Image:
+    try:
+        with urlopen(url, timeout=30) as response:
+            return Image.open(BytesIO(response.read()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url}: {error}", remedy="save the picture to a file and give its path") from error
 
 
 def make_image_grid(images: list[Image.Image], rows: int, cols: int, resize: int | None = None) -> Image.Image:
