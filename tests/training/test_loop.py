@@ -105,6 +105,26 @@ def test_a_step_on_latents_asks_the_device_for_nothing(tmp_path, text, precision
         trainer.figures.read()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose driver knows who waits")
+@pytest.mark.parametrize("text", ["context", "ids"])
+def test_a_step_does_not_wait_for_a_gpu(tmp_path, text):
+    model = tiny_model().to("cuda")
+    built = stage(model=model, train_text_encoder=text == "ids", weighting="min_snr", offset_noise=0.1)
+    batches, world = MomentData(text=text), World(device=torch.device("cuda"))
+    trainer = Trainer(built, batches, tmp_path, config(precision="bfloat16", accumulate=2), world)
+    ready = [batches.batch(0, [2 * i, 2 * i + 1], "cuda") for i in range(8)]  # the data's own copies are not at issue
+    batches.batch = lambda seed, numbers, device: ready[numbers[0] // 2]
+    batch = trainer._batches()
+    trainer.forward_backward(batch)
+    trainer.update()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.forward_backward(batch)
+        trainer.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_loss_that_is_not_finite_skips_its_step_alone(tmp_path):
     bad, good = stage(), stage()
     seen = []

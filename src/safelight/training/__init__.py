@@ -22,4 +22,16 @@ What has been trained, measured:
     classifier    our own: trained on the collection, says what a picture shows, in which style, where
     questions     what a model is asked to draw, and whether the picture shows it
     evaluate      which of all that to do with a model, and with which real pictures (references); report writes it down
+
+What is trained, and how:
+
+    stage         what the loop knows of a stage: losses of a batch, a sheet to look at, a result to write
+    diffusion     the second stage: its loss, a pure function, and the stage around it; with conditioning
+    autoencoder   the first stage; with adversarial, codebook, perceptual
+    loop          `train`: passes, steps, averages, log, checkpoints; going on after any end, bit for bit
+    state         checkpoints as directories, whole or not at all; capture takes a run apart for them
+    optim, ema    the optimizer and moving averages; snapshots for choosing an average's length afterwards
+    distributed   one process or many; noise and rng are random numbers that do not depend on how many
+    log, sheets   what there is to watch; plots and cards, what there is to show
+    recipes       everything a run can be told, once; assembly makes a stage and its data of it
 """

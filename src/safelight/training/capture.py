@@ -1,6 +1,7 @@
 """Between a run in memory and its `State`: every tensor whole, on the CPU, by name; sharded ones are put together."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def named_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def moments(stage: Stage, optimizer: str) -> dict[str, Tensor]:
     """What an optimizer remembers of each parameter: {"module.parameter::moment": tensor}."""
-    state = stage.optimizers[optimizer].state
+    state: Mapping[Any, Mapping[str, Tensor]] = stage.optimizers[optimizer].state
     names = parameter_names(stage)
     return {
         f"{names[parameter]}{SEPARATOR}{kind}": tensor

@@ -38,15 +38,15 @@ def token_ids(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
     return torch.tensor([tokenizer.ids(caption, truncate=True) for caption in captions])
 
 
-def text_ids(batch: Any, tokenizer: Tokenizer | None, null: Tensor, drop: Tensor, device: torch.device) -> Tensor:
-    """The ids (B, L) of a batch's captions, those that are dropped replaced by `null` (L,)."""
+def text_ids(batch: Any, tokenizer: Tokenizer | None, null: Tensor, drop: Tensor) -> Tensor:
+    """The ids (B, L) of a batch's captions, those that are dropped replaced by `null` (L,), on null's device."""
     ids = getattr(batch, "ids", None)
     if ids is None:
         if tokenizer is None or not getattr(batch, "captions", None):
             raise InputError("the data has no captions", remedy="train with --conditioning class or none")
         ids = token_ids(tokenizer, batch.captions)
-    ids = ids.flatten(1).to(device, non_blocking=True)
-    return torch.where(drop.to(device, non_blocking=True)[:, None], null.to(device), ids)
+    ids = ids.flatten(1).to(null.device, non_blocking=True)
+    return torch.where(drop.to(null.device, non_blocking=True)[:, None], null, ids)
 
 
 def class_labels(batch: Any, classes: int, drop: Tensor, device: torch.device) -> Tensor:

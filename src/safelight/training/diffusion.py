@@ -6,6 +6,7 @@ latents, of pictures or of precomputed moments; timesteps, noise and the conditi
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,6 @@ class DiffusionStage(Stage):
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
         betas = (config.beta1, config.beta2)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"unet": adamw(self.modules.values(), betas=betas, **rates)}
-        self._null: Tensor | None = None
 
     def losses(self, batch: Any, noise: BatchNoise) -> Iterator[Loss]:
         """One loss, of the U-Net."""
@@ -173,12 +173,10 @@ class DiffusionStage(Stage):
 
     def _context(self, batch: Any, drop: Tensor) -> Tensor:
         context = getattr(batch, "context", None)
-        device = self.model.device
-        if context is not None and not self.config.train_text_encoder:
-            return torch.where(drop.to(device, non_blocking=True)[:, None, None], self._null_context(), context.float())
-        null = conditioning.token_ids(self._tokenizer, [conditioning.NULL_CAPTION])[0]
-        ids = conditioning.text_ids(batch, self._tokenizer, null, drop, device)
-        return self._encode(ids)
+        if context is None or self.config.train_text_encoder:
+            return self._encode(conditioning.text_ids(batch, self.model.tokenizer, self._null_ids, drop))
+        drop = drop.to(context.device, non_blocking=True)
+        return torch.where(drop[:, None, None], self._null_context, context.float())
 
     def _encode(self, ids: Tensor) -> Tensor:
         if "text_encoder" in self.modules:
@@ -187,17 +185,16 @@ class DiffusionStage(Stage):
         with torch.no_grad():
             return self.model.text_encoder(ids).last_hidden_state.float()
 
-    def _null_context(self) -> Tensor:
-        """The frozen encoder's answer to the null caption, (1, L, D), computed once."""
-        if self._null is None:
-            self._null = self._encode(
-                conditioning.token_ids(self._tokenizer, [conditioning.NULL_CAPTION]).to(self.model.device)
-            )
-        return self._null
+    @cached_property
+    def _null_ids(self) -> Tensor:
+        """The ids (L,) of the null caption, on the device."""
+        assert self.model.tokenizer is not None  # likewise
+        return conditioning.token_ids(self.model.tokenizer, [conditioning.NULL_CAPTION])[0].to(self.model.device)
 
-    @property
-    def _tokenizer(self) -> Any:
-        return self.model.tokenizer
+    @cached_property
+    def _null_context(self) -> Tensor:
+        """What the frozen text encoder says to the null caption, (1, L, D)."""
+        return self._encode(self._null_ids[None])
 
     @torch.no_grad()
     def _concat(self, batch: Any, noise: BatchNoise, size: tuple[int, ...]) -> Tensor:

@@ -38,7 +38,7 @@ class World:
         """The world that torchrun's environment describes, or a world of one; closed at the end of the block."""
         size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen.type == "cuda" and chosen.index is None:
+        if chosen == torch.device("cuda"):
             chosen = torch.device("cuda", local)
             torch.cuda.set_device(chosen)
         if size == 1:

@@ -6,6 +6,7 @@ Figures stay on the device until a row is written, so that no step waits for the
 import json
 import warnings
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,14 @@ class Log:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row; it has a "step"."""
+        finite = {
+            name: value if not isinstance(value, float) or isfinite(value) else None for name, value in row.items()
+        }
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(finite) + "\n")  # JSON knows no NaN
             if self._board is not None:
-                for name, value in row.items():
+                for name, value in finite.items():
                     if isinstance(value, float | int) and name != "step":
                         self._board.add_scalar(name, value, row["step"])
         except OSError as error:

@@ -137,14 +137,15 @@ class Trainer:
         return self.step >= self.config.steps
 
     def _keep(self) -> None:
-        """Draw and write what is due after this step."""
-        c = self.config
+        """Draw and write what is due after this step; the time it takes is no part of the samples per second."""
+        c, started = self.config, time.monotonic()
         if self._due(c.sheet_every):
             self.draw_sheet()
         if self._due(c.ema_snapshot_every):
             snapshots.take(self.run / "averages", self.averages, self.step, self.world)
         if self._due(c.checkpoint_every) and self.step < c.steps:  # the last one must be, and has its own line
             self._save()
+        self._mark += time.monotonic() - started
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)

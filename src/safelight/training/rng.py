@@ -5,6 +5,7 @@ Training draws its noise elsewhere (`noise`); these feed what asks the global ge
 
 import random
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def seed_everything(seed: int) -> None:
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """Their states, always of the same shapes, on the CPU."""
     version, words, gauss = random.getstate()
-    _, keys, place, has_gauss, cached = np.random.get_state(legacy=True)
+    _, keys, place, has_gauss, cached = cast("tuple[str, Any, int, int, float]", np.random.get_state(legacy=True))
     states = {
         "python": torch.tensor([version, *words], dtype=torch.int64),
         "python.gauss": _optional(gauss),
