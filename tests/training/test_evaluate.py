@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,18 +11,23 @@ from sprite_sets import write_sprites
 
 from safelight.checkpoint.save import save_autoencoder
 from safelight.errors import InputError, NonFiniteError
+from safelight.models.presets import levels
+from safelight.models.unet import UNet
 from safelight.pipeline.standin import random_model
+from safelight.pipeline.tasks import text_to_image
 from safelight.training.classifier import ClassifierData, ClassifierStage, Judge, Labels, lone_things, new_classifier
 from safelight.training.classifier_config import ClassifierRecipe
 from safelight.training.collections import CollectionError, open_collection
 from safelight.training.comparing import compare_copies, compare_reconstructions, compare_samples, compare_variety
-from safelight.training.evaluate import as_bytes, evaluate, open_subject
+from safelight.training.evaluate import Subject, Tools, as_bytes, asked, evaluate, open_subject, sections
 from safelight.training.evaluate_config import EvaluateOptions
 from safelight.training.features import dct_features
 from safelight.training.metrics import SizesDiffer, TooFewPictures
 from safelight.training.references import References
 from safelight.training.report import Figure, Report
 
+UNCONDITIONAL = {**levels("", "", "", "Attn"), "mid_block_type": "UNetMidBlock2D", "cross_attention_dim": 32,
+                 "attention_head_dim": 8}  # fmt: skip
 DCT = (dct_features(side=16, keep=2),)
 
 
@@ -102,6 +108,20 @@ def test_report_is_written_whole(report, tmp_path, judge_folder):
 
 
 # Other subjects
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_models_without_text(options, classes):
+    """They draw what they will, or their classes in turn; nothing can be asked of them in words."""
+    model = random_model()
+    shape = replace(model.unet.config, **UNCONDITIONAL, num_class_embeds=classes)
+    untexted = replace(model, unet=UNet(shape).eval(), text_encoder=None, tokenizer=None)
+    told = asked(untexted, ["a", "b", "c"], first=3, each=2, guidance_scale=2.0)
+    if classes:
+        assert told["prompt"].class_labels.tolist() == [1, 0, 1]
+        assert told["negative_prompt"].class_labels.tolist() == [2, 2, 2]
+    assert len(text_to_image(untexted, **told, steps=1, width=64, height=64)) == 6
+    assert sections(Subject("x", untexted, untexted.autoencoder), options, Tools(DCT)) == ["reconstruction", "samples"]
 
 
 def test_an_autoencoder_alone(options, tmp_path):

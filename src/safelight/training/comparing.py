@@ -49,7 +49,8 @@ def compare_reconstructions(
     if min(pictures.shape[2:]) >= WINDOW:
         figures.append(_mean("SSIM", torch.cat([ssim(x, y) for x, y in pairs]), "higher", "11x11 Gaussian window"))
     if perceptual is not None:
-        distances = torch.cat([perceptual(x, y) for x, y in pairs]).double()
+        device = perceptual.heads[0].device
+        distances = torch.cat([perceptual(x.to(device), y.to(device)).cpu() for x, y in pairs]).double()
         figures.append(_mean("perceptual distance", distances, "lower", perceptual.name))
     for extractor in extractors:
         a, b = (moments(extracted(extractor, batches(some))) for some in (pictures, made))

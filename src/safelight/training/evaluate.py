@@ -24,6 +24,7 @@ from torch import Tensor
 from safelight.checkpoint.configs import AUTOENCODERS
 from safelight.checkpoint.files import read_json
 from safelight.checkpoint.load import load_autoencoder
+from safelight.diffusion.condition import Condition
 from safelight.errors import InputError, NonFiniteError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.lpips import LPIPS
@@ -41,7 +42,7 @@ from safelight.training.comparing import (
 )
 from safelight.training.data import Device
 from safelight.training.evaluate_config import EvaluateOptions
-from safelight.training.features import Extractor, clip_features, dct_features, inception_features
+from safelight.training.features import Extractor, clip_features, dct_features, file_hash, inception_features
 from safelight.training.perceptual import load_perceptual
 from safelight.training.questions import questions
 from safelight.training.references import References
@@ -83,6 +84,7 @@ class Tools:
 
     extractors: tuple[Extractor, ...]
     perceptual: LPIPS | None = None
+    perceptual_hash: str = ""
     judge: Judge | None = None
 
     @classmethod
@@ -94,15 +96,19 @@ class Tools:
         extractors += [inception_features(options.inception, device=device)] if options.inception else []
         extractors += [clip_features(options.clip, device=device)] if options.clip else []
         perceptual = load_perceptual(options.lpips_vgg, options.lpips_heads, options.features)
-        return cls(tuple(extractors), perceptual, judge)
+        if perceptual is None:
+            return cls(tuple(extractors), judge=judge)
+        files = (options.lpips_vgg, options.lpips_heads) if options.lpips_vgg else (options.features,)
+        hashes = " + ".join(file_hash(Path(file)) for file in files if file)
+        return cls(tuple(extractors), perceptual.to(device), hashes, judge)
 
     def named(self) -> dict[str, str]:
         """Name everything, with the hash of its weights."""
         hashes = {extractor.name: extractor.sha256 or "no weights" for extractor in self.extractors}
-        return hashes | ({} if self.perceptual is None else {self.perceptual.name: "see --lpips-vgg, --features"})
+        return hashes | ({} if self.perceptual is None else {self.perceptual.name: self.perceptual_hash})
 
 
-def open_subject(name: str | Path, *, device: Device | None = None) -> Subject:
+def open_subject(name: str | Path, *, device: Device | None = None, dtype: str | None = None) -> Subject:
     """Find out what `name` is: a folder of an autoencoder, of a model, or of pictures; else whatever `load` takes."""
     path = Path(name)
     if path.is_dir() and not (path / "model_index.json").exists():
@@ -111,7 +117,7 @@ def open_subject(name: str | Path, *, device: Device | None = None) -> Subject:
             autoencoder = load_autoencoder(path, device=device or "cpu", dtype=torch.float32)
             return Subject(str(name), autoencoder=autoencoder)
         return Subject(str(name), pictures=open_collection(path, captions="optional"))
-    model = load(name, device=device)
+    model = load(name, device=device, dtype=dtype)
     return Subject(str(name), model=model, autoencoder=model.autoencoder)
 
 
@@ -126,13 +132,18 @@ def evaluate(
 
     Raises InputError for what cannot be measured, TooFewPictures, NonFiniteError, CheckpointError, CollectionError.
     """
-    subject = open_subject(name, device=device)
+    subject = open_subject(name, device=device, dtype=options.dtype)
     device = device or (subject.model.device if subject.model else "cpu")
     if options.data is None:
         raise InputError("there are no real pictures to compare with", remedy="name a collection with --data")
     size = options.size or subject.size
     real = References(
-        open_collection(options.data, captions="optional"), size, seed=options.seed, train_seed=options.train_seed
+        open_collection(options.data, captions="optional"),
+        size,
+        seed=options.seed,
+        train_seed=options.train_seed,
+        scenes=options.scenes,
+        cache=None if options.cache is None else Path(options.cache),
     )
     work = _Evaluation(subject, real, Tools.of(options, device), options, torch.device(device), tell)
     for what in sections(subject, options, work.tools):
@@ -145,13 +156,19 @@ def sections(subject: Subject, options: EvaluateOptions, tools: Tools) -> list[s
     lacks = {
         "reconstruction": None if subject.autoencoder else "an autoencoder",
         "samples": None if subject.model or subject.pictures else "a model, or pictures",
-        "prompts": "a model" if not subject.model else None if tools.judge else "a --classifier to judge by",
+        "prompts": _lacks_for_prompts(subject, tools),
     }
     if options.what == "all":
         return [what for what, missing in lacks.items() if missing is None]
     if missing := lacks[options.what]:
         raise InputError(f"measuring {options.what} of {subject.name} needs {missing}", remedy="see evaluate --help")
     return [options.what]
+
+
+def _lacks_for_prompts(subject: Subject, tools: Tools) -> str | None:
+    if subject.model is None or subject.model.text_encoder is None:
+        return "a model that reads text"
+    return None if tools.judge else "a --classifier to judge by"
 
 
 @dataclass(eq=False)
@@ -226,22 +243,19 @@ class _Evaluation:
         """Draw `each` pictures a prompt, (P·each, 3, S, S) uint8; picture k with the options' seed + k."""
         o, model = self.options, self.subject.model
         assert model is not None
-        words = prompts if model.unet.config.conditional else [""] * len(prompts)
         done: list[Tensor] = []
         a_time = max(o.batch_size // each, 1)
-        for start in range(0, len(words), a_time):
-            self.tell("drawing", start * each, len(words) * each)
+        for start in range(0, len(prompts), a_time):
+            self.tell("drawing", start * each, len(prompts) * each)
             pictures = text_to_image(
                 model,
-                list(words[start : start + a_time]),
+                **asked(model, prompts[start : start + a_time], start, each, o.guidance_scale),
                 width=o.size,
                 height=o.size,
                 steps=o.steps,
-                guidance_scale=o.guidance_scale,
                 sampler=o.sampler,
                 grid=o.grid,
                 seed=o.seed + start * each,
-                count=each,
                 batch_size=o.batch_size,
             )
             done.append(torch.stack([from_image(image) for image in pictures]))
@@ -280,6 +294,10 @@ class _Evaluation:
         yield
         self.seconds[what] = round(time.monotonic() - start, 1)
 
+    def _weights(self) -> Tensor:
+        model, autoencoder = self.subject.model, self.subject.autoencoder
+        return next((model.unet if model is not None else autoencoder).parameters())  # type: ignore[union-attr]
+
     def report(self, size: int) -> Report:
         """Put it all together."""
         settings = ("steps", "guidance_scale", "sampler", "grid") if self.subject.model is not None else ()
@@ -289,12 +307,32 @@ class _Evaluation:
             "size": size,
             "seed": self.options.seed,
             **{name: getattr(self.options, name) for name in settings},
+            "precision": str(self._weights().dtype).removeprefix("torch.") if self.subject.autoencoder else "none",
             "compared with": self.notes,
             "measured with": self.tools.named(),
             "seconds": self.seconds,
             "machine": machine(self.device),
         }
         return Report(about, tuple(self.figures), self.sheets)
+
+
+def asked(
+    model: LatentDiffusion, prompts: Sequence[str], first: int, each: int, guidance_scale: float
+) -> dict[str, Any]:
+    """What to tell `text_to_image` to draw `each` pictures for every prompt, the first being prompt `first` of all.
+
+    A model without text draws what it will; one of classes draws them in turn, guided away from the last row of its
+    table, which stands for none.
+    """
+    unet, n = model.unet.config, len(prompts)
+    if unet.num_class_embeds is not None:
+        none = unet.num_class_embeds - 1
+        labels = (first + torch.arange(n, device=model.device)) % max(none, 1)
+        classes = {"prompt": Condition(class_labels=labels), "count": each, "guidance_scale": guidance_scale}
+        return {**classes, "negative_prompt": Condition(class_labels=torch.full_like(labels, none))}
+    if not unet.conditional:
+        return {"prompt": "", "count": n * each, "guidance_scale": 1.0}
+    return {"prompt": list(prompts), "count": each, "guidance_scale": guidance_scale}
 
 
 def shortened(name: str) -> str:

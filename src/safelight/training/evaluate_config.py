@@ -16,9 +16,14 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str | None = Field(None, description="real pictures to compare with: a folder, zip or tar shards")
+    scenes: bool | None = Field(None, description="compose scenes of its sprites; by default if there are some")
+    cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")
     what: Literal["reconstruction", "samples", "prompts", "all"] = Field("all", description="what to measure")
     count: Positive = Field(512, description="pictures to measure on; distances need hundreds, better thousands")
     size: int | None = Field(None, ge=1, description="side of the pictures; by default the model's own")
+    dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="precision of the model; by default what it draws in elsewhere"
+    )
     seed: Count = Field(0, description="of the pictures to compare with, of noise and of subsets")
     steps: Positive = Field(30, description="sampling steps")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance")

@@ -8,6 +8,7 @@ things that no training saw. Of any other collection, entries of another split t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
@@ -51,13 +52,24 @@ class Source:
 class References:
     """A collection's pictures at `size` pixels, by what they are needed for. Each part is read when first asked for."""
 
-    def __init__(self, collection: Collection, size: int, *, seed: int = 0, train_seed: int = 0) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        size: int,
+        *,
+        seed: int = 0,
+        train_seed: int = 0,
+        scenes: bool | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """scenes: compose sprites to scenes; None: if there are sprites. cache: see `SceneData`."""
         self.collection, self.size, self.seed, self.train_seed = collection, size, NEW + seed, train_seed
-        self.scenic = has_sprites(collection)
+        self.scenic = has_sprites(collection) if scenes is None else scenes
+        self.cache = cache
 
     @cached_property
     def _scenes(self) -> SceneData:
-        return SceneData(self.collection, size=self.size)
+        return SceneData(self.collection, size=self.size, cache=self.cache)
 
     @cached_property
     def training(self) -> Source:
@@ -82,7 +94,7 @@ class References:
         """Pictures of things that no training saw, if the collection holds any out; else `new`."""
         if not self.scenic or (held_out := held_out_part(self.collection)) is None:
             return self.new
-        scenes = SceneData(held_out, size=self.size, hold_out=None)
+        scenes = SceneData(held_out, size=self.size, hold_out=None, cache=self.cache)
         return Source(scenes, self.seed, "scenes of held-out sprites")
 
     @cached_property
