@@ -1,8 +1,9 @@
-"""Shared by every test: few threads (CI has two cores), and no network, so that nothing is fetched by accident."""
+"""Shared by every test: one thread each, since they run side by side, and no network, so that nothing is fetched."""
 
 import os
 import warnings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; commands that tests start inherit it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
