@@ -101,6 +101,15 @@ def test_a_model_is_tuned_with_init_and_its_first_layer_widened(folder, second):
     assert model.unet.config.in_channels == 9 and model.paints_masks and model.family == "sd1-inpaint"
 
 
+def test_latents_are_computed_once_and_trained_on(folder, second, tmp_path):
+    run("train", "precompute", folder / "pictures", "--out", tmp_path / "latents", "--autoencoder", second / "model",
+        "--text-encoder", second / "model", "--size", "16", "--device", "cpu")  # fmt: skip
+    options = ["--steps", "2", "--batch-size", "4", "--sheet-every", "0", "--device", "cpu"]
+    run("train", "diffusion", tmp_path / "latents", "--run", tmp_path / "run", "--init", second / "model", *options)
+    assert "20 latents" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "not on latents" in run("train", "autoencoder", tmp_path / "latents", "--run", tmp_path / "a", code=2)
+
+
 def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     pictures, there = folder / "pictures", ["--run", tmp_path / "run"]
     assert "data is missing" in run("train", "diffusion", *there, code=2)

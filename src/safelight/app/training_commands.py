@@ -8,7 +8,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
@@ -19,7 +19,15 @@ from safelight.app.console import say, warn
 from safelight.errors import InputError
 from safelight.training.autoencoder_config import AUTOENCODER_TRAININGS
 from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.recipes import AutoencoderRecipe, DiffusionRecipe, read_run, recipe_for, write_run
+from safelight.training.recipes import (
+    AutoencoderRecipe,
+    DataConfig,
+    DiffusionRecipe,
+    read_run,
+    recipe_for,
+    recipe_of,
+    write_run,
+)
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -40,6 +48,7 @@ def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model on your own pictures.")
     for stage in RECIPES:
         group.command(stage)(answers(training_command(stage)))
+    group.command()(answers(precompute_command()))
     group.command()(answers(average))
     app.add_typer(group, name="train")
     app.command()(answers(plot))
@@ -186,6 +195,41 @@ def in_words(row: "Row") -> str:
     losses = [f"{name} {row[name]:.4f}" for name in row if name.split("/")[0].endswith("loss")][:2]
     skipped = [f"{row['skipped']} skipped"] if row["skipped"] else []
     return "  ".join([*losses, f"{row['samples_per_second']:.1f} samples/s", *skipped])
+
+
+def precompute_command() -> Callable[..., Any]:
+    """The command that writes latents; its options are those of any data, and its own."""
+
+    def precompute(
+        *,
+        out: Annotated[Path, typer.Option("--out", "-o", help="folder for the latents; name it as `data` to train")],
+        autoencoder: Annotated[str, typer.Option(help="the first stage: a folder or file")],
+        text_encoder: Annotated[str | None, typer.Option(help="a model whose text encoder stays frozen")] = None,
+        count: Annotated[int | None, typer.Option(help="samples; by default one epoch")] = None,
+        seed: Annotated[int, typer.Option(help="of the data's order and choices")] = 0,
+        batch_size: Annotated[int, typer.Option(help="samples encoded together")] = 16,
+        device: DeviceOption = None,
+        **values: Any,
+    ) -> None:
+        """Encode pictures and captions once, so that training the second stage reads numbers."""
+        fields = DataConfig.model_fields
+        recipe = recipe_of(DataConfig, {k: as_field(fields[k], v) for k, v in values.items() if v is not None})
+        from safelight.training.assembly import precomputed
+        from safelight.training.distributed import World
+
+        def watch(done: int, of: int) -> None:
+            say(f"{done} of {of}")
+
+        with loud_warnings(), World.entered(device) as world:
+            precomputed(recipe, out, autoencoder=autoencoder, text_encoder=text_encoder, device=world.device,
+                        count=count, seed=seed, batch_size=batch_size, watch=watch)  # fmt: skip
+        typer.echo(out)
+
+    own = [p for p in signature(precompute).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    options = [*own, *(as_option(name, field) for name, field in DataConfig.model_fields.items())]
+    precompute.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    precompute.__annotations__ = {p.name: p.annotation for p in options}
+    return precompute
 
 
 def average(

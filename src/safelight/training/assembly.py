@@ -24,10 +24,11 @@ from safelight.pipeline.loading import load
 from safelight.text.tokenizer import Tokenizer
 from safelight.training.autoencoder import AutoencoderStage
 from safelight.training.collections import Captions, open_collection
+from safelight.training.conditioning import token_ids
 from safelight.training.data import Buckets, Data, PictureData
 from safelight.training.diffusion import DiffusionStage
 from safelight.training.distributed import once
-from safelight.training.encoding import INDEX
+from safelight.training.encoding import INDEX, precompute
 from safelight.training.features_net import stand_in
 from safelight.training.latents import LatentData
 from safelight.training.perceptual import load_perceptual
@@ -158,6 +159,28 @@ def about(recipe: DataConfig, data: Data[Any], networks: dict[str, nn.Module | N
     return {"data": f"{Path(recipe.data).name}: {len(data):,} {kind}", "size": recipe.size, **parameters}
 
 
+def precomputed(
+    recipe: DataConfig,
+    folder: Path,
+    *,
+    autoencoder: str,
+    text_encoder: str | None,
+    device: torch.device,
+    **options: Any,
+) -> None:
+    """Write a data set as latents to `folder`, with what a frozen text encoder says; `options` as in `precompute`."""
+    data, first = data_set(recipe), load_autoencoder(autoencoder, device=device, dtype=torch.float32)
+    text = None
+    if text_encoder is not None:
+        tokenizer, network = frozen_text(text_encoder, device)
+
+        def text(captions: list[str]) -> torch.Tensor:
+            return network(token_ids(tokenizer, captions).to(device)).last_hidden_state
+
+    with torch.no_grad():
+        precompute(data, first, folder, text=text, device=device, about=str(text_encoder), **options)
+
+
 def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str], run: Path) -> LatentDiffusion:
     """The model to train: `init`'s, or a new one around the given first stage."""
     if recipe.init is not None:
@@ -167,7 +190,12 @@ def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[
         raise InputError("training the second stage needs a first one", remedy=remedy)
     autoencoder = load_autoencoder(recipe.autoencoder, dtype=torch.float32)
     tokenizer, text_encoder = text_parts(recipe, data, run) if recipe.conditioning == "text" else (None, None)
-    unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes)))
+    side = (
+        data.shards[0].shape("moments")[-1]
+        if isinstance(data, LatentData)
+        else recipe.size // autoencoder.config.factor
+    )
+    unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes), side))
     return tuned(
         LatentDiffusion(
             unet=unet,
@@ -216,14 +244,10 @@ def widened(unet: UNet, in_channels: int) -> UNet:
 
 
 def unet_config(
-    recipe: DiffusionRecipe, first: AutoencoderConfig, text: TextEncoder | None, classes: int
+    recipe: DiffusionRecipe, first: AutoencoderConfig, text: TextEncoder | None, classes: int, side: int
 ) -> UNetConfig:
     """The U-Net's shape: a preset's or a file's, or drawn by the recipe, for this first stage and this conditioning."""
-    own: dict[str, Any] = {
-        "in_channels": first.embed_dim,
-        "out_channels": first.embed_dim,
-        "sample_size": recipe.size // first.factor,
-    }
+    own: dict[str, Any] = {"in_channels": first.embed_dim, "out_channels": first.embed_dim, "sample_size": side}
     if classes:
         own["num_class_embeds"] = classes + 1
     if text is not None:
@@ -263,9 +287,7 @@ def new_text_encoder(recipe: DiffusionRecipe) -> bool:
 def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tokenizer, TextEncoder]:
     """The tokenizer and text encoder of a model, or new ones with a vocabulary of the captions, which `run` keeps."""
     if recipe.text_encoder is not None:
-        path = Path(recipe.text_encoder)
-        tokenizer = Tokenizer.load(path / "tokenizer") if (path / "tokenizer").is_dir() else Tokenizer.clip()
-        return tokenizer, load_text_encoder(path, dtype=torch.float32)
+        return frozen_text(recipe.text_encoder, torch.device("cpu"))
     tokenizer = vocabulary_of(recipe, data, run / "tokenizer")
     config = TextConfig(
         vocab_size=len(tokenizer),
@@ -280,6 +302,13 @@ def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tok
         pad_token_id=tokenizer.pad,
     )
     return tokenizer, TextEncoder(config)
+
+
+def frozen_text(name: str, device: torch.device) -> tuple[Tokenizer, TextEncoder]:
+    """The tokenizer (CLIP's, where there is none) and the text encoder of a model's folder."""
+    tokenizer = Path(name) / "tokenizer"
+    network = load_text_encoder(name, device=device, dtype=torch.float32)
+    return Tokenizer.load(tokenizer) if tokenizer.is_dir() else Tokenizer.clip(), network
 
 
 def vocabulary_of(recipe: DiffusionRecipe, data: Data[Any], folder: Path) -> Tokenizer:
