@@ -97,7 +97,8 @@ TEXT_TO_IMAGE = {
         results["a"] = out.images
         """,
     "guidance rescaled": """
-        out = pipe(prompt, guidance_rescale=1.0, guidance_scale=20, num_inference_steps=4, generator=generator, output_type="np")
+        out = pipe(prompt, guidance_rescale=1.0, guidance_scale=20, num_inference_steps=4, generator=generator,
+                   output_type="np")
         results["a"] = out.images
         """,
     "another size": """

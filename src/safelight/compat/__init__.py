@@ -4,7 +4,7 @@
 
 Nothing is computed here that another room could: compat holds names, call shapes, and diffusers' way of drawing chance.
 
-    stable_diffusion   the three Stable Diffusion pipelines; denoising: what they share
+    stable_diffusion   the three Stable Diffusion pipelines; denoising, prompting: what they share
     unconditional      DDPM, DDIM, LDM
     pipeline           DiffusionPipeline: loading, saving, parts; auto: a pipeline for a task
     networks           U-Nets and autoencoders; text_encoder, tokenizer: transformers' CLIP

@@ -1,4 +1,4 @@
-"""`Denoising`: what Stable Diffusion's pipelines share. Prompts to embeddings, the loop over timesteps, the decoding.
+"""`Denoising`: what Stable Diffusion's pipelines share. The loop over timesteps, its callbacks, the decoding.
 
 The loop is diffusers', written with the scheduler's face, so that callbacks see what they see there, and may change it.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from safelight.compat.images import VaeImageProcessor
-from safelight.compat.notes import explain, logger
+from safelight.compat.notes import explain
 from safelight.compat.outputs import StableDiffusionPipelineOutput
-from safelight.compat.pipeline import DiffusionPipeline
+from safelight.compat.prompting import Prompted
 from safelight.compat.randomness import Generators, retrieve_latents
 from safelight.errors import InputError, MissingPartError, NonFiniteError, nearest
 
@@ -78,13 +78,10 @@ class Hooks:
                 setattr(state, name, tensor)
 
 
-class Denoising(DiffusionPipeline):
+class Denoising(Prompted):
     """A text-conditional pipeline. The constructor takes the parts, `safety_checker` and the like only by name."""
 
     vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    unet: Any
     scheduler: Any
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
     _guidance_scale = 7.5
@@ -152,61 +149,7 @@ class Denoising(DiffusionPipeline):
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._clip_skip, self._interrupt = clip_skip, False
 
-    # Prompts
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device | str | None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Give the embeddings (B·n, L, D) of prompts and, with guidance, of negative prompts.
-
-        As in diffusers a prompt is cut at `model_max_length` tokens (what is lost is logged), and `clip_skip` counts
-        for prompts alone. `safelight.text_to_image` cuts nothing.
-        """
-        if lora_scale is not None:
-            raise self._missing("LoRA")
-        device = self._execution_device if device is None else torch.device(device)
-        if prompt_embeds is None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            prompt_embeds = self._embed(prompts, self.tokenizer.model_max_length, device, clip_skip)
-        dtype = self.unet.dtype if self.text_encoder is None else self.text_encoder.dtype
-        batch, length = prompt_embeds.shape[:2]
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negatives = _negatives(prompt, negative_prompt, batch)
-            negative_prompt_embeds = self._embed(negatives, length, device, None)
-        if not do_classifier_free_guidance or negative_prompt_embeds is None:
-            negative = None
-        else:
-            negative = negative_prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0)
-        return prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, 0), negative
-
-    def _encode_prompt(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `encode_prompt`; with guidance, negative prompts and prompts come in one tensor (2·B·n, L, D)."""
-        positive, negative = self.encode_prompt(*args, **kwargs)
-        return positive if negative is None else torch.cat([negative, positive])
-
-    def _embed(self, texts: Any, length: int, device: torch.device, clip_skip: int | None) -> Tensor:
-        encoding = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        self._report_cuts(texts, length)
-        if clip_skip is None:
-            return self.text_encoder(encoding.input_ids.to(device))[0]
-        states = self.text_encoder(encoding.input_ids.to(device), output_hidden_states=True).hidden_states
-        return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)])
-
-    def _report_cuts(self, texts: list[str], length: int) -> None:
-        for text in texts:
-            lost = self.tokenizer.encode(text, add_special_tokens=False)[length - 2 :]
-            if lost:
-                what = self.tokenizer.decode(lost)
-                logger.warning("A prompt was cut after %d tokens, as in diffusers. Lost was: %s", length, what)
+    # Steps
 
     def _encode(
         self, prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None, count: int
@@ -218,8 +161,6 @@ class Denoising(DiffusionPipeline):
         )  # fmt: skip
         joined = positive if other is None else torch.cat([other, positive])
         return State(joined, other, len(positive))
-
-    # Steps
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Give the picture's (height, width) in pixels, by default that of the U-Net's training. Raises InputError."""
@@ -369,33 +310,6 @@ def rescale_noise_cfg(noise_cfg: Tensor, noise_pred_text: Tensor, guidance_resca
     axes = tuple(range(1, noise_cfg.ndim))
     rescaled = noise_cfg * (noise_pred_text.std(axes, keepdim=True) / noise_cfg.std(axes, keepdim=True))
     return guidance_rescale * rescaled + (1 - guidance_rescale) * noise_cfg
-
-
-def check_prompts(prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None) -> None:
-    """Raise InputError unless there is either a prompt or its embeddings, and the like of the negative ones."""
-    if (prompt is None) == (embeds is None):
-        raise InputError("a run needs a prompt or its embeddings", remedy="give one of prompt= and prompt_embeds=")
-    if prompt is not None and not isinstance(prompt, str | list):
-        raise InputError(f"a prompt cannot be a {type(prompt).__name__}", remedy="give a string or a list of strings")
-    if negative is not None and negative_embeds is not None:
-        raise InputError("negative_prompt and negative_prompt_embeds were both given", remedy="give one of them")
-    if embeds is not None and negative_embeds is not None and embeds.shape != negative_embeds.shape:
-        shapes = f"{tuple(embeds.shape)} and {tuple(negative_embeds.shape)}"
-        raise InputError(f"prompt_embeds and negative_prompt_embeds have shapes {shapes}", remedy="give equal shapes")
-
-
-def _negatives(prompt: Any, negative: Any, batch: int) -> list[str]:
-    """Give the negative prompt of each of `batch` prompts."""
-    if negative is None:
-        return [""] * batch
-    if prompt is not None and type(prompt) is not type(negative):
-        kinds = f"{type(prompt).__name__} and {type(negative).__name__}"
-        raise InputError(f"prompt and negative_prompt are {kinds}", remedy="give two strings or two lists")
-    if isinstance(negative, str):
-        return [negative] * batch
-    if len(negative) != batch:
-        raise InputError(f"{len(negative)} negative prompts for {batch} prompts", remedy="give one for each")
-    return list(negative)
 
 
 def _bring_up_to_date(scheduler: Any) -> None:

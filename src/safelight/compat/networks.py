@@ -59,11 +59,12 @@ class Diffuser(Pretrained):
     def unfuse_qkv_projections(self) -> None:
         """Do nothing: nothing was fused."""
 
-    def set_attn_processor(self, *_: Any, **__: Any) -> None:
-        """Raise MissingPartError, except for the processors that only name a way to compute the same."""
-        names = {type(p).__name__ for p in _}
-        if not names <= {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor"}:
-            raise MissingPartError("attention processors of one's own are not here yet")
+    def set_default_attn_processor(self) -> None:
+        """Do nothing: there is one kind of attention."""
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Raise MissingPartError."""
+        raise MissingPartError(f"attention by a {type(processor).__name__} is not here yet", remedy="leave it out")
 
 
 class UNet2DConditionModel(Diffuser):

@@ -52,7 +52,8 @@ class DiffusionPipeline:
     name_or_path: str = ""
 
     def __init_subclass__(cls) -> None:
-        DiffusionPipeline.pipelines[cls.__name__] = cls
+        if cls.__module__.startswith("safelight."):  # a model's file shall not name a script's class
+            DiffusionPipeline.pipelines[cls.__name__] = cls
 
     def register_modules(self, **parts: Any) -> None:
         """Hold parts under their names; they are then in `components`, and are moved, saved and loaded."""
@@ -243,6 +244,11 @@ class DiffusionPipeline:
     def load_lora_weights(self, *_: Any, **__: Any) -> None:
         """Raise MissingPartError."""
         raise self._missing("loading LoRA weights")
+
+    def load_textual_inversion(self, *_: Any, **__: Any) -> None:
+        """Raise MissingPartError."""
+        remedy = "pipe.tokenizer.add_tokens, pipe.text_encoder.resize_token_embeddings, and set the new row"
+        raise MissingPartError("loading learned words is not here yet", remedy=remedy)
 
     def load_ip_adapter(self, *_: Any, **__: Any) -> None:
         """Raise MissingPartError."""

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from safelight.compat.denoising import Denoising, Hooks, State, check_prompts
+from safelight.compat.denoising import Denoising, Hooks, State
 from safelight.compat.images import Box, VaeImageProcessor
+from safelight.compat.prompting import check_prompts
 from safelight.compat.randomness import Generators, randn_tensor
 from safelight.errors import InputError
 
