@@ -174,8 +174,12 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
+        return self.conv_out(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Latents (B, latent_channels, h, w) -> what `conv_out` makes the picture of, (B, C, f·h, f·w)."""
         x = through([self.mid_block, *self.up_blocks], self.conv_in(x), checkpointed=self.gradient_checkpointing)
-        return self.conv_out(self.conv_norm_out(x))
+        return self.conv_norm_out(x)
 
 
 class Level(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_autoencoder
@@ -50,14 +51,16 @@ NO_PERCEPTUAL = "none"
 
 
 class Reconstruction(NamedTuple):
-    """What a training pass gives; all float32.
+    """What a training pass gives; float32 where losses use it.
 
-    `picture` (B, 3, H, W) is x̂; `penalty` the KL divergence, a sum over each latent and a mean over the batch, or the
-    codebook's loss; `logvar` that of the likelihood; `latent` (B, C, h, w) the raw latent before quantisation;
-    `indices` (B, h, w) its codes, None without a codebook.
+    `picture` (B, 3, H, W) is x̂; `features` (B, C, H, W) what the decoder's last layer makes it of; `penalty` the KL
+    divergence, a sum over each latent and a mean over the batch, or the codebook's loss; `logvar` that of the
+    likelihood; `latent` (B, c, h, w) the raw latent before quantisation; `indices` (B, h, w) its codes, None without a
+    codebook.
     """
 
     picture: Tensor
+    features: Tensor
     penalty: Tensor
     logvar: Tensor
     latent: Tensor
@@ -79,18 +82,24 @@ class FirstStage(nn.Module):
 
         A VQ autoencoder has no use for noise.
         """
-        network = self.autoencoder
-        logvar = self.logvar.sum()  # not a view: replicas may take the memory of parameters back after a pass
+        network, logvar = self.autoencoder, self.logvar.sum()  # no view: shards give their memory back after a pass
         if isinstance(network.quantize, VectorQuantizer):
             z = network.moments(picture).float()
             with torch.autocast(z.device.type, enabled=False):  # distances between codes need float32
                 quantized = network.quantize(z)
-            x = network.decode_raw(quantized.codes, quantize=False).float()
-            penalty = quantized.loss(self.beta, legacy=self.legacy)
-            return Reconstruction(x, penalty, logvar, z.detach(), quantized.indices)
+            decoded = self._decoded(quantized.codes)
+            return Reconstruction(
+                *decoded, quantized.loss(self.beta, legacy=self.legacy), logvar, z.detach(), quantized.indices
+            )
         posterior = cast(GaussianPosterior, network.encode(picture))
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return Reconstruction(network.decode_raw(z).float(), posterior.kl().mean(), logvar, z.detach(), None)
+        return Reconstruction(*self._decoded(z), posterior.kl().mean(), logvar, z.detach(), None)
+
+    def _decoded(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw latents -> pictures, and the features before the last layer."""
+        decoder = self.autoencoder.decoder
+        features = decoder.features(self.autoencoder.post_quant_conv(z))
+        return decoder.conv_out(features).float(), features.detach()
 
 
 class Judge(nn.Module):
@@ -133,17 +142,12 @@ class AutoencoderStage(Stage):
         self.perceptual = None if perceptual is None else perceptual.to(self.device).eval()
         self.generator = FirstStage(autoencoder, config).to(self.device).train()
         self.modules: dict[str, nn.Module] = {"autoencoder": self.generator}
-        betas = (config.beta1, config.beta2)
         rates = {"autoencoder": config.learning_rate}
         if config.adversarial:
-            shape = DiscriminatorConfig(
-                in_channels=autoencoder.config.out_channels,
-                channels=config.disc_channels,
-                layers=config.disc_layers,
-                norm=config.disc_norm,
-            )
-            self.modules["discriminator"] = self.judge = Judge(PatchDiscriminator(shape)).to(self.device).train()
+            self.judge = Judge(discriminator(config, autoencoder.config.out_channels)).to(self.device).train()
+            self.modules["discriminator"] = self.judge
             rates["discriminator"] = config.disc_learning_rate or config.learning_rate
+        betas = (config.beta1, config.beta2)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: adamw([self.modules[name]], learning_rate=rate, betas=betas, weight_decay=0.0)
             for name, rate in rates.items()
@@ -212,13 +216,12 @@ class AutoencoderStage(Stage):
 
     def _judged(self, nll: Tensor, made: Reconstruction, figures: dict[str, Tensor]) -> Tensor:
         """Nll + weight·adversarial loss, with gradients at x̂ and logvar that have been computed here."""
-        x, last = made.picture, self.generator.autoencoder.decoder.conv_out.weight
+        x = made.picture
         adversarial = generator_loss(self.judge(x)[0])
         (of_adversarial,) = torch.autograd.grad(adversarial, x)
         at = [x, made.logvar] if made.logvar.requires_grad else [x]
         of_nll = torch.autograd.grad(nll, at)
-        at_last = [torch.autograd.grad(x, last, g, retain_graph=True)[0] for g in (of_nll[0], of_adversarial)]
-        adaptive = adaptive_weight(*at_last)
+        adaptive = adaptive_weight(*(last_layer_gradient(made.features, g) for g in (of_nll[0], of_adversarial)))
         weight = adaptive * self.config.disc_weight * self.config.disc_factor
         figures |= {"adversarial": adversarial, "adaptive_weight": adaptive}
         gradients = [of_nll[0] + weight * of_adversarial, *of_nll[1:]]
@@ -295,6 +298,24 @@ class AutoencoderStage(Stage):
         measured = Autoencoder(replace(network.config, scaling_factor=scale.factor, shift_factor=shift))
         measured.load_state_dict(network.state_dict())
         return measured
+
+
+def discriminator(config: AutoencoderTraining, channels: int) -> PatchDiscriminator:
+    """The discriminator that a training asks for, of pictures with so many channels."""
+    return PatchDiscriminator(
+        DiscriminatorConfig(
+            in_channels=channels, channels=config.disc_channels, layers=config.disc_layers, norm=config.disc_norm
+        )
+    )
+
+
+def last_layer_gradient(features: Tensor, gradient: Tensor) -> Tensor:
+    """From a loss's gradient at pictures (B, 3, H, W), its gradient at the weight (3, C, 3, 3) that made them.
+
+    The pictures are a 3x3 convolution of `features` (B, C, H, W). Float32, whatever the pass was computed in.
+    """
+    shape = (gradient.shape[1], features.shape[1], 3, 3)
+    return conv2d_weight(features.float(), shape, gradient.float(), padding=1)
 
 
 @torch.no_grad()
