@@ -137,17 +137,23 @@ class ClassifierData:
 
 
 def lone_things(
-    collection: Collection, size: int, *, held_out: bool = False, wording: Wording | None = None
+    collection: Collection,
+    size: int,
+    *,
+    held_out: bool = False,
+    wording: Wording | None = None,
+    cache: str | Path | None = None,
 ) -> SceneData:
     """Scenes of one thing each: of those a model may be trained on, or of the pairs that are held out.
 
-    Raises InputError where the collection holds out none.
+    `cache` is a folder to keep the sprites in, made ready. Raises InputError where the collection holds out none.
     """
     kept = held_out_part(collection) if held_out else collection.where(lambda e: _may_stand(e, held_out=False))
     if kept is None:
         what = f"{collection.path} holds out no pairs of concept and style"
         raise InputError(what, remedy="pairs are held out by the table's column `hex` and the picture's folder")
-    return SceneData(kept, size=size, mix=ONE_THING, layout=True, hold_out=None, wording=wording)
+    folder = None if cache is None else Path(cache)
+    return SceneData(kept, size=size, mix=ONE_THING, layout=True, hold_out=None, wording=wording, cache=folder)
 
 
 def held_out_part(collection: Collection) -> Collection | None:
@@ -169,7 +175,7 @@ def assemble_classifier(recipe: ClassifierRecipe, run: Path, device: torch.devic
     """Make the stage and the data of a recipe. Raises InputError, CollectionError."""
     collection = open_collection(recipe.data, captions="optional")
     labels = Labels.of(collection, recipe.concept)
-    data = ClassifierData(lone_things(collection, recipe.size), labels)
+    data = ClassifierData(lone_things(collection, recipe.size, cache=recipe.cache), labels)
     with seeded(recipe.seed):
         network = new_classifier(labels, recipe).to(device)
     about = {

@@ -13,6 +13,7 @@ class ClassifierRecipe(LoopConfig):
     """All of `safelight train classifier`. The defaults take about an hour on two cores of a laptop."""
 
     data: str = Field(description="a collection of sprites whose table names concepts and styles")
+    cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")
     size: Positive = Field(64, description="side of the pictures it looks at, in pixels")
     concept: str = Field("hex", description="the table's column that says what a picture shows, in whatever style")
     channels: tuple[int, ...] = Field((32, 64, 128, 256), description="of the network's levels, from size/2 on")

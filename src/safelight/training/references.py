@@ -100,7 +100,7 @@ class References:
     @cached_property
     def questions(self) -> SceneData:
         """Scenes of one held-out thing each, captioned to be asked for. Raises InputError where none is held out."""
-        return lone_things(self.collection, self.size, held_out=True, wording=ASKING)
+        return lone_things(self.collection, self.size, held_out=True, wording=ASKING, cache=self.cache)
 
     @cached_property
     def asked(self) -> Source:
