@@ -9,5 +9,7 @@
     bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
     tiling          large pictures in overlapping tiles
     clip            TextEncoder: token ids to embeddings
+    lpips           LPIPS: how different two pictures look, in the features of a VGG network
+    discriminator   PatchDiscriminator: what a first stage is trained against
     presets         the published models, by name
 """

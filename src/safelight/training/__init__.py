@@ -15,6 +15,15 @@ Behind collections stand stores (bytes in folders, zips, tars) and decoding; beh
 scenes sprites (pictures made ready to be pasted), banking (those kept in a file), planning (what is where), captions,
 names and colors (what one says of it), and composing (pixels).
 
+The first stage:
+
+    autoencoder      what is trained, and how its losses are put together (options: autoencoder_config)
+    adversarial      the losses one by one, as functions of tensors
+    codebook         how a VQ model's codes are used, and new places for those that are not
+    perceptual       LPIPS from its published files
+    features_net     what stands in for it without them: a network trained on the pictures at hand
+    reconstructions  its sheet
+
 What has been trained, measured:
 
     metrics       the mathematics: PSNR, SSIM, Fréchet and kernel distances, precision, recall, neighbours
