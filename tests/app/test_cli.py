@@ -84,8 +84,13 @@ def test_control_c_stops_cleanly(tmp_path):
 
 
 def test_tokens_doctor_models_and_samplers_speak_json():
-    rows = json.loads(run("tokens", "flooble fox", "--json").stdout)
-    assert any("fox" in str(row) for row in rows)
+    read = json.loads(run("tokens", "flooble (fox:1.2) [a:b:0.5]", "--steps", 4, "--json").stdout)
+    (fox,) = (row for row in read["tokens"] if row["piece"] == "fox</w>")
+    assert (fox["weight"], fox["position"]) == (1.2, 3)
+    assert [(row["first"], row["last"], row["text"]) for row in read["steps"]] == [
+        (1, 2, "flooble (fox:1.2) a"),
+        (3, 4, "flooble (fox:1.2) b"),
+    ]
     assert json.loads(run("doctor", "--json").stdout)["torch"]
     assert isinstance(json.loads(run("models", "--json").stdout), list)
     assert {"euler", "karras"} <= {row["name"] for row in json.loads(run("samplers", "--json").stdout)}
@@ -95,3 +100,13 @@ def test_version():
     import safelight
 
     assert run("--version").stdout.strip() == safelight.__version__
+
+
+def test_tokens_shows_what_steps_see_and_points_at_errors():
+    shown = run("tokens", "[a|b] :x: [bold]c AND (d:1.5):0.5 <lora:x:1>", "--steps", 2)
+    assert shown.returncode == 0
+    assert "0.5     (d:1.5)" in shown.stdout and ":x: (boldc:0.9091)" not in shown.stdout and ":x:" in shown.stdout
+    assert "<lora:x:1> is read" in shown.stderr
+    failed = run("tokens", "a (red:1.3.3) fox")
+    assert failed.returncode == 2
+    assert "  a (red:1.3.3) fox\n         ^\n" in failed.stderr

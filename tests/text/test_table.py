@@ -9,11 +9,11 @@ CLIP = Tokenizer.clip()
 
 def test_a_short_text():
     assert [tuple(row) for row in token_table(CLIP, "a flooble")] == [
-        (0, 49406, "<|startoftext|>", 0),
-        (1, 320, "a</w>", 0),
-        (2, 4062, "floo", 0),
-        (3, 1059, "ble</w>", 0),
-        (4, 49407, "<|endoftext|>", 0),
+        (0, 49406, "<|startoftext|>", 0, 1.0),
+        (1, 320, "a</w>", 0, 1.0),
+        (2, 4062, "floo", 0, 1.0),
+        (3, 1059, "ble</w>", 0, 1.0),
+        (4, 49407, "<|endoftext|>", 0, 1.0),
     ]
 
 
