@@ -6,6 +6,7 @@ parameterization.py  what a network predicts: epsilon, v, the picture; c_skip, c
 condition.py         what steers a network: context, pooled, concat, class labels
 denoiser.py          Denoiser(x, sigma, condition) -> x0, the one place that calls a network
 guidance.py          wrappers denoise -> denoise: classifier-free, masked, by a loss
+composition.py       several weighed conditions for one picture; conditions that change on the way
 noise.py             seeded noise, one generator per picture; Brownian paths
 samplers/            every sampler once, and the verb `sample`
 schedulers/          the same samplers behind diffusers' face

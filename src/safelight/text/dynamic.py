@@ -28,6 +28,8 @@ SIGN = re.compile(r"\\(?:[{}]|__)|[{}|]|__(?P<name>[^\W_](?:[\w./ -]{0,98}?[^\W_
 COUNT = re.compile(r"\s*(?P<low>[0-9]{1,4})?(?P<range>-)?(?P<high>[0-9]{1,4})?\s*\$\$(?:(?P<glue>[^$]*)\$\$)?")
 SHARE = re.compile(r"\s*([0-9]*\.?[0-9]+)::")
 
+MAX_CHOICES = 100
+
 
 class Option(NamedTuple):
     """One of several texts, and how often it is to come."""
@@ -107,9 +109,14 @@ def expand(text: str, seed: int, wildcards: str | Path | None = None) -> str:
 
 
 def combinations(text: str, wildcards: str | Path | None = None, *, limit: int = 1000) -> list[str]:
-    """All the texts that a prompt with choices can become, in order, up to `limit`. Shares do not count here."""
-    found = islice(_all(parse_choices(text), _folder(wildcards), 0), limit)
-    return list(dict.fromkeys(found))
+    """The texts that a prompt with choices can become, in order; the first `limit` of them. Shares do not count here.
+
+    Errors as of `expand`; InputError for a prompt of more than `MAX_CHOICES` choices.
+    """
+    parts = parse_choices(text)
+    if sum(not isinstance(part, str) for part in parts) > MAX_CHOICES:
+        raise InputError(f"more than {MAX_CHOICES} choices to combine", remedy="draw some with expand(text, seed)")
+    return list(dict.fromkeys(islice(_all(parts, _folder(wildcards), 0), limit)))
 
 
 def _folder(wildcards: str | Path | None) -> Wildcards:

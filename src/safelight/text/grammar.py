@@ -280,7 +280,10 @@ class _Reader:
     def mark(self, start: int, sign: str) -> None:
         frame = self.stack[-1]
         if sign in "([":
-            if len(self.stack) > MAX_DEPTH and start < self.last_closer:  # brackets that only open are text
+            if start > self.last_closer:  # nothing will close it, or any that is open
+                self.flatten()
+                return self.loose(start, sign)
+            if len(self.stack) > MAX_DEPTH:
                 raise too_deep(self.source, start)
             self.stack.append(_Frame(start, sign))
         elif sign in CLOSERS:

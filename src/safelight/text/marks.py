@@ -84,7 +84,7 @@ def read_plain(written: Written) -> Passage:
 
 
 ATTENTION = re.compile(r"\\(?:[\\()\[\]]|(?:AND|BREAK)\b)?|[(\[]|:\s*([+-]?[.\d]+)\s*\)|[)\]]|[^\\()\[\]:]+|:")
-BREAK = re.compile(r"\bBREAK\b")
+BREAK = re.compile(r"\bBREAK\b\s*")
 
 
 def read_a1111(written: Written) -> Passage:
@@ -137,11 +137,11 @@ class _Item:
 
 
 def _broken(text: str, place: int) -> list[_Item | None]:
-    """Words around BREAKs."""
+    """Words around BREAKs, without the blanks next to these."""
     items: list[_Item | None] = []
     last = 0
     for cut in BREAK.finditer(text):
-        items += [_Item(text[last : cut.start()], place + last), None]
+        items += [_Item(text[last : cut.start()].rstrip(), place + last), None]
         last = cut.end()
     return [*items, _Item(text[last:], place + last)]
 
@@ -159,6 +159,7 @@ def read_comfyui(written: Written) -> Passage:
 
     `(words)` multiplies their weight by 1.1; `(words:1.3)` sets it to 1.3, whatever brackets stand around it. `\(` and
     `\)` are brackets without meaning. Square brackets, AND and BREAK are text, and so are brackets that do not pair.
+    `embedding:name` is the word `name`.
     """
     return (written.spans(_comfyui_items(written, 0, len(written.text), 1.0, 0)),)
 
@@ -169,7 +170,7 @@ def _comfyui_items(written: Written, start: int, end: int, weight: float, depth:
     items = []
     for first, last in _comfyui_groups(written.text, start, end):
         if last - first < 2 or written.text[first] != "(" or not _closes(written.text, last):
-            text = written.text[first:last].replace(r"\(", "(").replace(r"\)", ")")
+            text = EMBEDDING.sub("", written.text[first:last]).replace(r"\(", "(").replace(r"\)", ")")
             items.append(_Item(text, first, weight))
             continue
         inner, colon = weight * STRONGER, written.text.rfind(":", first + 1, last - 1)
@@ -207,6 +208,7 @@ def _comfyui_groups(text: str, start: int, end: int) -> Iterable[tuple[int, int]
         yield start, end
 
 
+EMBEDDING = re.compile(r"(?<!\S)embedding:(?=\S)")
 ROUND = re.compile(r"\\[()]|[()]")
 COMPEL = re.compile(
     r"""\\(?P<escaped>[()"+\-.,=\\])

@@ -64,7 +64,8 @@ def slerp(a: Tensor, b: Tensor, t: float, *, dim: int | tuple[int, ...] = -1) ->
     length 0, take the line.
     """
     _check_alike(a, b)
-    lengths = a.norm(dim=dim, keepdim=True) * b.norm(dim=dim, keepdim=True)
+    norm = torch.linalg.vector_norm
+    lengths = norm(a, dim=dim, keepdim=True) * norm(b, dim=dim, keepdim=True)
     cosine = ((a * b).sum(dim, keepdim=True) / lengths.clamp_min(1e-12)).clamp(-1, 1)
     angle = torch.acos(cosine)
     arc = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)

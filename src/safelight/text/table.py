@@ -79,4 +79,4 @@ def written_passage(passage: Passage) -> str:
         "".join(span.text if span.weight == 1 else f"({span.text}:{span.weight:.4g})" for span in section)
         for section in passage
     )
-    return " BREAK ".join(sections)
+    return " BREAK ".join(section.strip() for section in sections)

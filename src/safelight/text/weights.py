@@ -27,6 +27,8 @@ Emphasis = Literal["original", "no_norm", "ignore", "comfyui", "compel"]
 EMPHASES: tuple[Emphasis, ...] = ("original", "no_norm", "ignore", "comfyui", "compel")
 OF_SYNTAX: dict[str, Emphasis] = {"a1111": "original", "comfyui": "comfyui", "compel": "compel", "plain": "ignore"}
 
+ROUNDING = 1e-6  # a mean below this share of the spread of z is what float32 rounds
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -57,11 +59,12 @@ def scaled(texts: Encoded) -> Tensor:
 
 
 def original(texts: Encoded) -> Tensor:
-    """w·z, with the mean of z."""
-    weighted = scaled(texts)
-    ratio = _chunk_means(texts.z.float(), texts.counts) / _chunk_means(weighted, texts.counts)
+    """w·z, with the mean of z; where that is nothing but rounding, as it is for an untrained text encoder, w·z."""
+    z, weighted = texts.z.float(), scaled(texts)
+    before, after = _chunk_means(z, texts.counts), _chunk_means(weighted, texts.counts)
+    ratio = torch.where((before.abs() < ROUNDING * z.std()) | (after == 0), 1.0, before / after)
     emphasized = (texts.weights != 1).any(2).any(0)  # (k,)
-    return torch.where(emphasized[:, None, None], weighted * ratio[:, None, None], texts.z.float())
+    return torch.where(emphasized[:, None, None], weighted * ratio[:, None, None], z)
 
 
 def _chunk_means(z: Tensor, counts: Tensor) -> Tensor:
