@@ -47,7 +47,7 @@ def command(stage: str, pictures: Path, run: Path, processes: int, autoencoder: 
     if processes > 1:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     first = ["--autoencoder", str(autoencoder)] if stage == "diffusion" else []
-    return [*start, "safelight", "train", stage, str(pictures), "--run", str(run), *first, *COMMON, *STAGES[stage]]
+    return [*start, "safelight", "train", stage, str(pictures), "--out", str(run), *first, *COMMON, *STAGES[stage]]
 
 
 def attempt(arguments: list[str], log: Path, *, early: float | None = None, late: float | None = None) -> bool:

@@ -38,7 +38,9 @@ RECIPES: dict[str, Any] = {
     "diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe, "classifier": ClassifierRecipe,
 }  # fmt: skip
 
-RunOption = Annotated[Path, typer.Option("--run", help="folder of the run; to go on with one, name it alone")]
+RunOption = Annotated[
+    Path, typer.Option("--run", "--out", "-o", help="folder of the run; to go on with one, name it alone")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; by default the best there is")]
 RunArgument = Annotated[Path, typer.Argument(help="folder of a run")]
 
@@ -82,8 +84,9 @@ def training_command(stage: str) -> Callable[..., Any]:
     }
     command.__doc__ = (
         f"Train {what[stage]}."
-        "\n\nStop it with Ctrl-C, and go on with the same command, or with --run alone. Of several processes "
-        "(torchrun --nproc-per-node N -m safelight train …) the batch size counts all."
+        "\n\nStop it with Ctrl-C, and go on with the same command, or with --run alone. On several GPUs: "
+        "torchrun --nproc-per-node N -m safelight train … --out RUN (torchrun takes --run for its own); the batch size "
+        "counts all of them together."
     )
     return command
 

@@ -4,6 +4,7 @@
 carries host values goes over gloo, so that no accelerator is waited for.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,7 @@ class World:
         dist.init_process_group(backend, timeout=PATIENCE)
         try:
             yield cls(rank=dist.get_rank(), size=size, device=chosen)
+            dist.barrier()  # nobody leaves while another still talks
         finally:
             dist.destroy_process_group()
 
@@ -121,6 +123,12 @@ def replicate(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"] = [now[parameter] for parameter in group["params"]]
+
+
+def release(modules: dict[str, nn.Module]) -> None:
+    """Take the wrappers that `replicate` put there off again: they must be gone before the process group is."""
+    modules.update({name: bare(module) for name, module in modules.items()})
+    gc.collect()
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,7 +21,7 @@ from safelight.errors import CheckpointError, InputError, NonFiniteError, Safeli
 from safelight.training import snapshots
 from safelight.training.capture import capture, restore
 from safelight.training.data import Data, batches, sample_numbers
-from safelight.training.distributed import World, apart, bare, replicate, reshard, sharded, whole
+from safelight.training.distributed import World, apart, bare, release, replicate, reshard, sharded, whole
 from safelight.training.ema import Averages, profiles
 from safelight.training.log import LOG, Figures, Log, read_log
 from safelight.training.noise import BatchNoise
@@ -67,9 +67,12 @@ def train(
     Raises NonFiniteError after `skipped_in_a_row` steps without a finite loss (the run then stands at its last
     checkpoint), OutOfMemoryError, CheckpointError where the disk refuses at the end, and what data and stage raise.
     """
-    trainer = Trainer(stage, data, run, config, world or World())
-    finished = trainer.until(stop, watch)
-    return Outcome(trainer.step, finished, trainer.finish(about or {}) if finished else None)
+    try:
+        trainer = Trainer(stage, data, run, config, world or World())
+        finished = trainer.until(stop, watch)
+        return Outcome(trainer.step, finished, trainer.finish(about or {}) if finished else None)
+    finally:
+        release(stage.modules)
 
 
 class Trainer:
