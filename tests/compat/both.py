@@ -35,7 +35,7 @@ def compare(text, *arguments, name="script", least=60.0):
     assert mine.keys() == theirs.keys()
     levels = {key: agreement(mine[key], theirs[key]) for key in theirs}
     assert min(levels.values()) >= least, levels
-    return min(levels.values())
+    return float(min(levels.values()))
 
 
 def agreement(a, b):
