@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from safelight.checkpoint.hub import chosen
-from safelight.checkpoint.load import load_parts, locate
+from safelight.checkpoint.load import load_parts, load_text_encoder, locate
 from safelight.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -75,3 +75,27 @@ def test_only_one_form_of_the_weights_is_downloaded():
     ]  # fmt: skip
     with pytest.raises(CheckpointError, match=r"a/b/v1-5-pruned\.ckpt"):
         chosen(["v1-5-pruned.ckpt"], None, "a/b")
+
+
+def test_a_repository_that_is_one_network_is_taken_at_its_top():
+    vae = ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors", "vae-ft-mse.ckpt"]
+    assert chosen(vae, None, "a/b") == ["diffusion_pytorch_model.safetensors"]
+    assert chosen(["pytorch_model.bin", "flax_model.msgpack"], None, "a/b") == ["pytorch_model.bin"]
+    assert chosen(["model.safetensors", "unet/diffusion_pytorch_model.bin"], None, "a/b") == [
+        "unet/diffusion_pytorch_model.bin"
+    ]
+
+
+def test_a_whole_clip_gives_its_text_half(tmp_path):
+    """openai/clip-vit-large-patch14 is such a folder."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=8)
+    theirs = CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_text_encoder(tmp_path)
+    ids = torch.tensor([[49406, 320, 49407]])
+    expected = theirs.text_model(ids).last_hidden_state
+    assert torch.allclose(ours(ids).last_hidden_state, expected, atol=1e-6)

@@ -60,11 +60,16 @@ def plan_autoencoder(folder: Path, variant: str | None = None) -> Plan[Autoencod
 
 
 def plan_text_encoder(folder: Path, variant: str | None = None) -> Plan[TextEncoder]:
-    """Plan the text encoder of a folder; its names may lack "text_model.", as transformers 5 writes them."""
+    """Plan the text encoder of a folder; its names may lack "text_model.", as transformers 5 writes them.
+
+    A folder that holds a whole CLIP, such as openai/clip-vit-large-patch14, gives its text half.
+    """
     config = configs.text_encoder(folder)
     with configs.naming(folder / "config.json"):
         network = on_meta(lambda: TextEncoder(config))
     file = open_weights(folder, variant)
+    if any(key.startswith("vision_model.") for key in file):
+        file = file.renamed({key: key for key in file if key.startswith("text_model.")})
     flat = not any(key.startswith("text_model.") for key in file)
     buffers = [key for key in file if layouts.is_position_ids(key)]
     return Plan(network, file, layouts.clip_layout(network.state_dict(), flat=flat), buffers)

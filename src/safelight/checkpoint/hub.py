@@ -1,5 +1,4 @@
-"""Hub ids -> local paths, by huggingface_hub: its cache, HF_HUB_OFFLINE, HF_ENDPOINT and tokens are obeyed as they
-stand.
+"""Hub ids -> local paths, by huggingface_hub: its cache, HF_HUB_OFFLINE, HF_ENDPOINT and tokens are obeyed.
 
 Only what will be read is downloaded: JSON files, tokenizer files, and one form of each network's weights (safetensors
 rather than pickles, the variant that was asked for). The revision is resolved to a commit once, and files are listed
@@ -19,7 +18,8 @@ SMALL = (
     "scheduler/*.json",
     "tokenizer/*",
     *(f"{folder}/*.json" for folder in FOLDERS),
-    "config.json",
+    # of a repository that is one network, or one tokenizer
+    *("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
 )
 
 
@@ -75,16 +75,21 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def chosen(files: Iterable[str], variant: str | None, name: str) -> list[str]:
-    """The weight files to download: for each network those of the variant, safetensors where there are any."""
+    """The weight files to download: for each network those of the variant, safetensors where there are any.
+
+    A network has its folder, or is all there is: then its files lie at the top of the repository.
+    """
     tag = re.escape(f".{variant}") if variant else ""
     stems = "|".join(STEMS)
     pattern = re.compile(
-        rf"({'|'.join(FOLDERS)})/(?:{stems})(?:{tag}(?:-\d+-of-\d+)?|(?:-\d+-of-\d+){tag})\.(safetensors|bin)"
+        rf"(?:({'|'.join(FOLDERS)})/)?(?:{stems})(?:{tag}(?:-\d+-of-\d+)?|(?:-\d+-of-\d+){tag})\.(safetensors|bin)"
     )
     found: dict[tuple[str, str], list[str]] = {}
     for file in files:
         if match := pattern.fullmatch(file):
-            found.setdefault((match[1], match[2]), []).append(file)
+            found.setdefault((match[1] or "", match[2]), []).append(file)
+    if any(folder for folder, _ in found):
+        found = {key: names for key, names in found.items() if key[0]}
     if not found:
         kind = f"of variant {variant!r} " if variant else ""
         singles = [file for file in files if "/" not in file and Path(file).suffix in SUFFIXES]
