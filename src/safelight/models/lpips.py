@@ -20,6 +20,8 @@ __all__ = ["LPIPS", "VGG", "VGG16", "VGGConfig", "unit"]
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
+MEAN_HEAD = 0.088  # the mean over the stages of the published heads' mean weights
+
 EPS = 1e-10  # beside a feature vector's length, so that a vector of zeros stays one
 
 
@@ -95,17 +97,16 @@ class VGG(nn.Module):
 class LPIPS(nn.Module):
     """Distance between pictures in the features of a VGG network.
 
-    `name` says what it measures, for logs and model cards. The heads start as equal weights, the mean over the stages
-    of the whole squared distance: what the paper calls uncalibrated. The weights are constants: gradients flow to the
-    pictures only.
+    `name` says what it measures, for logs and model cards. The heads start with equal weights (what the paper calls
+    uncalibrated), of the published heads' mean, so that a training weighs either distance alike. All weights are
+    constants: gradients flow to the pictures only.
     """
 
     def __init__(self, config: VGGConfig = VGG16, *, name: str = "LPIPS (VGG16)") -> None:
         super().__init__()
         self.name = name
         self.vgg = VGG(config)
-        stages = len(config.channels)
-        self.heads = nn.ParameterList(torch.full((channels,), 1 / stages) for channels in config.channels)
+        self.heads = nn.ParameterList(torch.full((channels,), MEAN_HEAD) for channels in config.channels)
         self.requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor, *, dropout: torch.Generator | None = None) -> Tensor:
