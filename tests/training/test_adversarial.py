@@ -79,7 +79,7 @@ def test_r1_of_a_known_network():
     x = torch.randn(2, 1, 4, 4, requires_grad=True)
     slope = torch.tensor(3.0, requires_grad=True)
     penalty = r1_penalty(slope * x, x)
-    assert float(penalty) == pytest.approx(0.5 * 16 * (3 / 16) ** 2)
+    assert float(penalty.detach()) == pytest.approx(0.5 * 16 * (3 / 16) ** 2)
     penalty.backward()
     assert float(slope.grad) == pytest.approx(3 / 16)  # d/da of a²/32
 
