@@ -165,6 +165,10 @@ def perfect(batch, labels=3, styles=2):
     )
 
 
+def shares(got):
+    return got.top1, got.top5, got.style, got.color, got.places
+
+
 def test_questions_say_what_they_ask(asked):
     for question in asked[0]:
         assert question.color is None or question.color in question.prompt
@@ -176,7 +180,8 @@ def test_questions_say_what_they_ask(asked):
 def test_a_perfect_judge_finds_every_answer(asked):
     """So what is measured in pixels, colour and place, is what the captions mean."""
     got = score(asked[0], asked[1].pictures, perfect(asked[1]))
-    assert (got.top1, got.top5, got.style, got.color, got.places) == (1, 1, 1, 1, 1) and all(got.correct)
+    assert {share.value for share in shares(got)} == {1.0} and all(got.correct)
+    assert got.top1.asked == 40 and got.color.asked == sum(q.color is not None for q in asked[0])
 
 
 def test_wrong_pictures_score_low(asked):
@@ -185,13 +190,13 @@ def test_wrong_pictures_score_low(asked):
     seen = perfect(asked[1])
     wrong = Seen(seen.concepts.flip(1).roll(1, 1), seen.styles.flip(1), seen.masks.flip(1, 2), seen.features)
     got = score(asked[0], turned, wrong)
-    assert got.style == 0 and got.places == 0 and got.color == 0
+    assert got.style.value == got.places.value == got.color.value == 0
 
 
 def test_what_is_not_asked_is_not_scored():
     seen = Seen(torch.zeros(1, 3), torch.zeros(1, 2), torch.zeros(1, 4, 4), torch.zeros(1, 1))
     got = score([Question("a thing", -1, -1, None, ())], torch.zeros(1, 3, 8, 8), seen)
-    assert (got.top1, got.style, got.color, got.places) == (None, None, None, None)
+    assert {share.value for share in shares(got)} == {None}
 
 
 def test_colors_have_kin():

@@ -10,7 +10,7 @@ __all__ = ["ClassifierRecipe"]
 
 
 class ClassifierRecipe(LoopConfig):
-    """All of `safelight train classifier`. The defaults take about an hour on two cores of a laptop."""
+    """All of `safelight train classifier`. The defaults take half an hour to an hour on two free cores."""
 
     data: str = Field(description="a collection of sprites whose table names concepts and styles")
     cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")

@@ -181,9 +181,9 @@ def compare_prompts(asked: Sequence[Question], drawn: Tensor, real: Tensor, judg
         ("place", ours.places, ceiling.places, "the mask seen", "each side asked for; chance is 0.5"),
     ]
     figures = [
-        Figure("prompts", name, value, len(drawn), by, "higher", real=beside, note=note)
-        for name, value, beside, by, note in rows
-        if value is not None
+        Figure("prompts", name, share.value, share.asked, by, "higher", real=beside.value, note=note)
+        for name, share, beside, by, note in rows
+        if share.value is not None
     ]
     pairs = list(zip(asked, drawn, real, ours.correct, strict=True))[: SHOWN // 2]
     tiles = [tile for _, mine, theirs, _ in pairs for tile in images(torch.stack([mine, theirs]))]

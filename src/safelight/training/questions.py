@@ -19,7 +19,7 @@ from safelight.training.colors import WIDER, WORDS, nearest_words
 from safelight.training.planning import Placed
 from safelight.training.scenes import Scene, SceneData, Wording
 
-__all__ = ["ASKING", "Question", "Score", "questions", "score", "seen_colors", "seen_places"]
+__all__ = ["ASKING", "Question", "Score", "Share", "questions", "score", "seen_colors", "seen_places"]
 
 # Says everything that is judged, as often as it is known, and nothing else.
 ASKING = Wording(style=1.0, background=0.7, color=1.0, lone_place=1.0, size=0.0, general=0.0)
@@ -62,17 +62,35 @@ def _places(placed: Placed, size: int) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many of `asked` were `right`."""
+
+    right: int
+    asked: int
+
+    @classmethod
+    def of(cls, answers: Sequence[bool]) -> "Share":
+        """Count answers."""
+        return cls(sum(answers), len(answers))
+
+    @property
+    def value(self) -> float | None:
+        """From 0 to 1, or None where nothing was asked."""
+        return self.right / self.asked if self.asked else None
+
+
+@dataclass(frozen=True)
 class Score:
-    """Shares of questions answered right, from 0 to 1, each of those that ask for it: None where none does.
+    """Shares of questions answered right, each of those that ask for it.
 
     `places` counts every asked side; chance is a half. `correct` says of each question whether its concept was found.
     """
 
-    top1: float | None
-    top5: float | None
-    style: float | None
-    color: float | None
-    places: float | None
+    top1: Share
+    top5: Share
+    style: Share
+    color: Share
+    places: Share
     correct: tuple[bool, ...]
 
 
@@ -84,19 +102,14 @@ def score(asked: Sequence[Question], pictures: Tensor, seen: Seen) -> Score:
     colors = seen_colors(pictures, seen.masks)
     places = seen_places(seen.masks)
     known = [(q, row) for q, row in zip(asked, found, strict=True) if q.concept >= 0]
-    sides = [side in place for q, place in zip(asked, places, strict=True) for side in q.places]
     return Score(
-        top1=_share([q.concept == row[0] for q, row in known]),
-        top5=_share([q.concept in row for q, row in known]),
-        style=_share([q.style == style for q, style in zip(asked, styles, strict=True) if q.style >= 0]),
-        color=_share([q.color in words for q, words in zip(asked, colors, strict=True) if q.color]),
-        places=_share(sides),
+        top1=Share.of([q.concept == row[0] for q, row in known]),
+        top5=Share.of([q.concept in row for q, row in known]),
+        style=Share.of([q.style == style for q, style in zip(asked, styles, strict=True) if q.style >= 0]),
+        color=Share.of([q.color in words for q, words in zip(asked, colors, strict=True) if q.color]),
+        places=Share.of([side in place for q, place in zip(asked, places, strict=True) for side in q.places]),
         correct=tuple(q.concept == row[0] for q, row in zip(asked, found, strict=True)),
     )
-
-
-def _share(right: Sequence[bool]) -> float | None:
-    return sum(right) / len(right) if right else None
 
 
 def seen_colors(pictures: Tensor, masks: Tensor) -> list[tuple[str, ...]]:
