@@ -3,7 +3,7 @@
     python bench/compression.py pictures.zip --minutes 1 --out /tmp/compression
 
 The same data, the same U-Net and the same compute for f = 1, 2, 4, 8, 16: which factor of down-sampling draws best?
-`pictures.zip` is a collection of sprites (see `safelight.training.scenes`); every picture is one of them, in the
+`pictures.zip` is a collection of sprites (see `safelight.training.data.scenes`); every picture is one of them, in the
 middle of a white ground. Every f gets 2·minutes of compute: half for its first stage, half for its second. f = 1 is the
 model of pixels: it needs no first stage, and its second gets all. A minute is one of processor time on the CPU, so that
 other work on the machine does not count, and one by the clock elsewhere. How long a step takes is measured first, in
@@ -38,25 +38,25 @@ from safelight.models.bottleneck import LatentScale, PointPosterior, Posterior
 from safelight.models.unet import UNet
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.tasks import text_to_image
-from safelight.training.assembly import SCHEDULER, autoencoder_config, seeded, unet_config
-from safelight.training.autoencoder import AutoencoderStage
-from safelight.training.classifier import ClassifierData, ClassifierStage, Judge, Labels, new_classifier
-from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.collections import open_collection
-from safelight.training.comparing import compare_reconstructions, compare_samples, images, unit
-from safelight.training.data import Batch
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.distributed import World
-from safelight.training.encoding import precompute
-from safelight.training.evaluate import as_bytes, from_image
-from safelight.training.features import dct_features
-from safelight.training.latents import LatentBatch, LatentData
-from safelight.training.loop import Trainer, train
-from safelight.training.recipes import AutoencoderRecipe, DiffusionRecipe
-from safelight.training.references import NEW
-from safelight.training.report import Figure
-from safelight.training.scenes import Mix, SceneData
-from safelight.training.stage import Weights
+from safelight.training.data.batches import Batch
+from safelight.training.data.collections import open_collection
+from safelight.training.data.encoding import precompute
+from safelight.training.data.latents import LatentBatch, LatentData
+from safelight.training.data.scenes import Mix, SceneData
+from safelight.training.evaluation.classifier import ClassifierData, ClassifierStage, Judge, Labels, new_classifier
+from safelight.training.evaluation.classifier_config import ClassifierRecipe
+from safelight.training.evaluation.comparing import compare_reconstructions, compare_samples, images, unit
+from safelight.training.evaluation.evaluate import as_bytes, from_image
+from safelight.training.evaluation.features import dct_features
+from safelight.training.evaluation.references import NEW
+from safelight.training.evaluation.report import Figure
+from safelight.training.loop.assembly import SCHEDULER, autoencoder_config, seeded, unet_config
+from safelight.training.loop.distributed import World
+from safelight.training.loop.recipes import AutoencoderRecipe, DiffusionRecipe
+from safelight.training.loop.train import Trainer, train
+from safelight.training.stages.autoencoder import AutoencoderStage
+from safelight.training.stages.diffusion import DiffusionStage
+from safelight.training.stages.stage import Weights
 
 LATENT_CHANNELS = {1: 3, 2: 2, 4: 3, 8: 4, 16: 16}  # as in the paper's table 8, KL
 FACTORS = tuple(LATENT_CHANNELS)

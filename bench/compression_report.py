@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from safelight.training.report import machine
-from safelight.training.sheets import contact_sheet
+from safelight.training.evaluation.report import machine
+from safelight.training.loop.sheets import contact_sheet
 
 Results = Sequence[Mapping[str, Any]]  # of each f, as `Study.result` gives them
 Plan = Mapping[str, Any]  # what stands in plan.json

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from safelight.training.log import LOG, read_log
+from safelight.training.loop.log import LOG, read_log
 
 COMMON = ["--size", "16", "--batch-size", "4", "--steps", "300", "--checkpoint-every", "4", "--log-every", "5",
           "--sheet-every", "60", "--warmup", "5", "--course", "cosine", "--device", "cpu"]  # fmt: skip

@@ -31,13 +31,13 @@ from safelight.diffusion.parameterization import PARAMETERIZATIONS
 from safelight.diffusion.schedule import noise_schedule
 from safelight.models.presets import UNETS, levels
 from safelight.models.unet import UNet, UNetConfig
-from safelight.training.diffusion import diffusion_loss
-from safelight.training.distributed import World
-from safelight.training.loop import Trainer
-from safelight.training.noise import BatchNoise
-from safelight.training.optim import adamw
-from safelight.training.recipes import LoopConfig
-from safelight.training.stage import Loss, Stage, Weights
+from safelight.training.loop.distributed import World
+from safelight.training.loop.optim import adamw
+from safelight.training.loop.recipes import LoopConfig
+from safelight.training.loop.train import Trainer
+from safelight.training.stages.diffusion import diffusion_loss
+from safelight.training.stages.noise import BatchNoise
+from safelight.training.stages.stage import Loss, Stage, Weights
 
 SMALL = UNetConfig(sample_size=16, **levels("", "CrossAttn", "CrossAttn"), block_out_channels=(64, 128, 256),
                    attention_head_dim=(2, 4, 8), cross_attention_dim=256)  # fmt: skip

@@ -4,10 +4,10 @@ import torch
 
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.lpips import LPIPS, VGGConfig
-from safelight.training.autoencoder import AutoencoderStage
-from safelight.training.autoencoder_config import AutoencoderTraining
-from safelight.training.data import Batch
-from safelight.training.noise import BatchNoise
+from safelight.training.data.batches import Batch
+from safelight.training.stages.autoencoder import AutoencoderStage
+from safelight.training.stages.autoencoder_config import AutoencoderTraining
+from safelight.training.stages.noise import BatchNoise
 
 TINY = AutoencoderConfig(
     down_block_types=("DownEncoderBlock2D",) * 2,

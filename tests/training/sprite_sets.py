@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from safelight.training.scenes import is_held_out
+from safelight.training.data.scenes import is_held_out
 
 STYLES = {"flat": "fluent flat", "noto": "noto gradient"}
 COLORS = {"disc": ("red", (225, 30, 45)), "block": ("blue", (40, 95, 220)), "wedge": ("green", (60, 170, 70))}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from safelight.training.adversarial import (
+from safelight.training.stages.adversarial import (
     adaptive_weight,
     generator_loss,
     hinge_loss,

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from safelight.errors import InputError
 from safelight.models.autoencoder import Autoencoder
-from safelight.training.autoencoder import AutoencoderStage
-from safelight.training.autoencoder_config import (
+from safelight.training.stages.autoencoder import AutoencoderStage
+from safelight.training.stages.autoencoder_config import (
     AUTOENCODER_TRAININGS,
     AutoencoderTraining,
     training_preset,

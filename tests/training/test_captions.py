@@ -7,13 +7,13 @@ import pytest
 from PIL import ImageColor
 
 from safelight.errors import InputError
-from safelight.training.captions import STYLES, Wording, caption, describe
-from safelight.training.collections import Entry
-from safelight.training.colors import HUES, WORDS, hue_matrix, measured_words, turned, word_of
-from safelight.training.names import general_names, noun_phrase
-from safelight.training.order import Draws
-from safelight.training.planning import Backdrop, Placed, Plan
-from safelight.training.sprites import Plate, Sprite
+from safelight.training.data.captions import STYLES, Wording, caption, describe
+from safelight.training.data.collections import Entry
+from safelight.training.data.colors import HUES, WORDS, hue_matrix, measured_words, turned, word_of
+from safelight.training.data.names import general_names, noun_phrase
+from safelight.training.data.order import Draws
+from safelight.training.data.planning import Backdrop, Placed, Plan
+from safelight.training.data.sprites import Plate, Sprite
 
 SIZE = 100
 ALWAYS = {"style": 1.0, "background": 1.0, "color": 1.0, "place": 1.0, "lone_place": 1.0, "size": 1.0, "general": 0.0}
@@ -223,7 +223,7 @@ def test_wording_is_checked():
 
 
 def test_all_words_have_anchors_that_are_called_so():
-    from safelight.training.colors import ANCHORS
+    from safelight.training.data.colors import ANCHORS
 
     for word, colors in ANCHORS.items():
         for color in colors:

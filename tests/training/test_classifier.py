@@ -9,7 +9,8 @@ from sprite_sets import CODES, write_sprites
 from safelight.checkpoint.errors import WrongModel
 from safelight.errors import InputError
 from safelight.models.classifier import Classifier, ClassifierConfig, Seen, pooled
-from safelight.training.classifier import (
+from safelight.training.data.collections import open_collection
+from safelight.training.evaluation.classifier import (
     ClassifierData,
     ClassifierStage,
     Judge,
@@ -19,11 +20,10 @@ from safelight.training.classifier import (
     new_classifier,
     top_k,
 )
-from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.collections import open_collection
-from safelight.training.loop import train
-from safelight.training.noise import BatchNoise
-from safelight.training.questions import ASKING, Question, questions, score, seen_colors, seen_places
+from safelight.training.evaluation.classifier_config import ClassifierRecipe
+from safelight.training.evaluation.questions import ASKING, Question, questions, score, seen_colors, seen_places
+from safelight.training.loop.train import train
+from safelight.training.stages.noise import BatchNoise
 
 RECIPE = ClassifierRecipe(
     data="", size=32, channels=(8, 16), features=16, steps=60, batch_size=16, warmup=5, ema_decay=0.9,

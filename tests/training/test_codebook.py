@@ -7,7 +7,7 @@ import torch
 from first_stage import TINY_VQ, one_step, stage
 
 from safelight.models.bottleneck import VectorQuantizer
-from safelight.training.codebook import CodebookUse, perplexity, revive
+from safelight.training.stages.codebook import CodebookUse, perplexity, revive
 
 
 def test_perplexity():

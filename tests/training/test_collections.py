@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safelight.training.collections import CollectionError, open_collection
-from safelight.training.decoding import decode, header_size
-from safelight.training.stores import BrokenFile, is_safe
+from safelight.training.data.collections import CollectionError, open_collection
+from safelight.training.data.decoding import decode, header_size
+from safelight.training.data.stores import BrokenFile, is_safe
 
 
 def png(color="red", size=(8, 6), mode="RGB", **options):

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from safelight.errors import InputError
-from safelight.training.buckets import BucketOrder, Buckets
-from safelight.training.collections import CollectionError, open_collection
-from safelight.training.data import PictureData, batches
-from safelight.training.framing import fitted, on_background
-from safelight.training.order import Draws
+from safelight.training.data.batches import PictureData, batches
+from safelight.training.data.buckets import BucketOrder, Buckets
+from safelight.training.data.collections import CollectionError, open_collection
+from safelight.training.data.framing import fitted, on_background
+from safelight.training.data.order import Draws
 
 
 def collection(folder, n=12, size=(8, 8), caption="picture {}", mode="RGB", **options):

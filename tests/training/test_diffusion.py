@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.parameterization import PARAMETERIZATIONS
 from safelight.errors import InputError
-from safelight.training.data import Batch
-from safelight.training.diffusion import DiffusionStage, diffusion_loss, draw_timesteps
-from safelight.training.noise import BatchNoise
-from safelight.training.optim import guarded_step
-from safelight.training.recipes import DiffusionConfig
+from safelight.training.data.batches import Batch
+from safelight.training.loop.optim import guarded_step
+from safelight.training.loop.recipes import DiffusionConfig
+from safelight.training.stages.diffusion import DiffusionStage, diffusion_loss, draw_timesteps
+from safelight.training.stages.noise import BatchNoise
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 T = torch.tensor([0, 7, 250, 600, 901, 999])

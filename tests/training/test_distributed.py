@@ -9,10 +9,10 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import MomentData, tiny_model
 
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.distributed import World
-from safelight.training.loop import train
-from safelight.training.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.distributed import World
+from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.train import train
+from safelight.training.stages.diffusion import DiffusionStage
 
 
 def free_port():
@@ -69,7 +69,7 @@ def test_two_processes_train_what_one_does(tmp_path, alone, how, accumulate):
 
 
 def losses_of(run):
-    from safelight.training.log import read_log
+    from safelight.training.loop.log import read_log
 
     return [row["loss"] for row in read_log(run)]
 

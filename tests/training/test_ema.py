@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from safelight.errors import InputError
-from safelight.training.distributed import World
-from safelight.training.ema import Averages, Exponential, Power, combination, exponent
-from safelight.training.snapshots import average, take
+from safelight.training.loop.distributed import World
+from safelight.training.loop.ema import Averages, Exponential, Power, combination, exponent
+from safelight.training.loop.snapshots import average, take
 
 
 def trajectory(steps=400):

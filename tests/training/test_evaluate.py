@@ -15,16 +15,28 @@ from safelight.models.presets import levels
 from safelight.models.unet import UNet
 from safelight.pipeline.standin import random_model
 from safelight.pipeline.tasks import text_to_image
-from safelight.training.classifier import ClassifierData, ClassifierStage, Judge, Labels, lone_things, new_classifier
-from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.collections import CollectionError, open_collection
-from safelight.training.comparing import compare_copies, compare_reconstructions, compare_samples, compare_variety
-from safelight.training.evaluate import Subject, Tools, as_bytes, asked, evaluate, open_subject, sections
-from safelight.training.evaluate_config import EvaluateOptions
-from safelight.training.features import dct_features
-from safelight.training.metrics import SizesDiffer, TooFewPictures
-from safelight.training.references import References
-from safelight.training.report import Figure, Report
+from safelight.training.data.collections import CollectionError, open_collection
+from safelight.training.evaluation.classifier import (
+    ClassifierData,
+    ClassifierStage,
+    Judge,
+    Labels,
+    lone_things,
+    new_classifier,
+)
+from safelight.training.evaluation.classifier_config import ClassifierRecipe
+from safelight.training.evaluation.comparing import (
+    compare_copies,
+    compare_reconstructions,
+    compare_samples,
+    compare_variety,
+)
+from safelight.training.evaluation.evaluate import Subject, Tools, as_bytes, asked, evaluate, open_subject, sections
+from safelight.training.evaluation.evaluate_config import EvaluateOptions
+from safelight.training.evaluation.features import dct_features
+from safelight.training.evaluation.metrics import SizesDiffer, TooFewPictures
+from safelight.training.evaluation.references import References
+from safelight.training.evaluation.report import Figure, Report
 
 UNCONDITIONAL = {**levels("", "", "", "Attn"), "mid_block_type": "UNetMidBlock2D", "cross_attention_dim": 32,
                  "attention_head_dim": 8}  # fmt: skip

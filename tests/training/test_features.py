@@ -12,7 +12,7 @@ from safelight.checkpoint.errors import KeyMismatch, WrongShape
 from safelight.errors import CheckpointError, InputError
 from safelight.models.clip_vision import VisionConfig, VisionEncoder
 from safelight.models.inception import Inception
-from safelight.training.features import clip_features, dct_features, extracted, file_hash, inception_features
+from safelight.training.evaluation.features import clip_features, dct_features, extracted, file_hash, inception_features
 
 SMALL = VisionConfig(
     hidden_size=128, intermediate_size=32, projection_dim=8, num_hidden_layers=1, num_attention_heads=2, image_size=32,

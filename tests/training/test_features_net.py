@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from safelight.models.lpips import VGG, VGGConfig
-from safelight.training.data import Batch
-from safelight.training.features_net import Pupil, quarter_turns, stand_in, train_features
-from safelight.training.perceptual import STAND_IN_NAME, load_features, save_features
+from safelight.training.data.batches import Batch
+from safelight.training.stages.features_net import Pupil, quarter_turns, stand_in, train_features
+from safelight.training.stages.perceptual import STAND_IN_NAME, load_features, save_features
 
 SMALL = VGGConfig(channels=(8, 16, 16), layers=(1, 1, 1))
 

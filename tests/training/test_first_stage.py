@@ -9,8 +9,8 @@ from PIL import Image
 from safelight.checkpoint.load import load_autoencoder
 from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
-from safelight.training.autoencoder import measure_scale
-from safelight.training.reconstructions import reconstruction_sheet
+from safelight.training.stages.autoencoder import measure_scale
+from safelight.training.stages.reconstructions import reconstruction_sheet
 
 
 def weights(made):
@@ -51,7 +51,7 @@ def test_the_scale_makes_latents_unit():
     torch.manual_seed(0)
     autoencoder, data = Autoencoder(TINY).eval(), Blobs()
     scale = measure_scale(autoencoder, data, range(20), seed=4, device="cpu")
-    from safelight.training.noise import BatchNoise
+    from safelight.training.stages.noise import BatchNoise
 
     with torch.no_grad():
         posterior = autoencoder.encode(data.batch(4, range(20)).pictures)

@@ -8,10 +8,10 @@ import time
 import torch
 from tiny import MomentData, tiny_model
 
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.distributed import World
-from safelight.training.loop import Trainer
-from safelight.training.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.distributed import World
+from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.train import Trainer
+from safelight.training.stages.diffusion import DiffusionStage
 
 KILLS = 6
 

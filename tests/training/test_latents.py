@@ -14,11 +14,11 @@ from safelight.checkpoint import writing
 from safelight.checkpoint.errors import CorruptFile
 from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.training.buckets import Buckets
-from safelight.training.collections import open_collection
-from safelight.training.data import PictureData, batches
-from safelight.training.encoding import Index, precompute
-from safelight.training.latents import LatentData
+from safelight.training.data.batches import PictureData, batches
+from safelight.training.data.buckets import Buckets
+from safelight.training.data.collections import open_collection
+from safelight.training.data.encoding import Index, precompute
+from safelight.training.data.latents import LatentData
 
 N = 11
 

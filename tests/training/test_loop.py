@@ -6,11 +6,11 @@ import torch
 from tiny import MomentData, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.distributed import World
-from safelight.training.log import read_log
-from safelight.training.loop import Trainer, train
-from safelight.training.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.distributed import World
+from safelight.training.loop.log import read_log
+from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.train import Trainer, train
+from safelight.training.stages.diffusion import DiffusionStage
 
 
 def config(**options):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from safelight.errors import InputError, NonFiniteError
-from safelight.training.metrics import (
+from safelight.training.evaluation.metrics import (
     Moments,
     SizesDiffer,
     TooFewPictures,
@@ -188,7 +188,7 @@ def plain_manifold(real, drawn, k):
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_manifolds_are_their_formulas(k, monkeypatch):
-    monkeypatch.setattr("safelight.training.metrics.ROWS", 7)  # several blocks
+    monkeypatch.setattr("safelight.training.evaluation.metrics.ROWS", 7)  # several blocks
     real, drawn = normal(30, 3), normal(25, 3, seed=1) + 1.5
     wanted = plain_manifold(real, drawn, k)
     assert (*precision_recall(real, drawn, k=k), *density_coverage(real, drawn, k=k)) == pytest.approx(wanted)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from safelight.errors import InputError
-from safelight.training.optim import adamw, guarded_step, rate_factor
+from safelight.training.loop.optim import adamw, guarded_step, rate_factor
 
 
 def test_the_rate_rises_and_follows_its_course():

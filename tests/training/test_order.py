@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from safelight.errors import InputError
-from safelight.training.order import Draws, Order
+from safelight.training.data.order import Draws, Order
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 31, 32, 33, 1000, 4097])

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from safelight.checkpoint.errors import KeyMismatch, WrongModel
 from safelight.errors import InputError
 from safelight.models.lpips import LPIPS, VGG, VGGConfig
-from safelight.training.perceptual import (
+from safelight.training.stages.perceptual import (
     LPIPS_NAME,
     STAND_IN_NAME,
     load_features,

@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image
 
-from safelight.training.log import Figures, Log, read_log
-from safelight.training.plots import figure_names, plot_curves, smoothed
-from safelight.training.sheets import contact_sheet, wrapped
+from safelight.training.loop.log import Figures, Log, read_log
+from safelight.training.loop.plots import figure_names, plot_curves, smoothed
+from safelight.training.loop.sheets import contact_sheet, wrapped
 
 torch = pytest.importorskip("torch")
 

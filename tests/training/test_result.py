@@ -7,9 +7,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DModel
 from tiny import MomentData, tiny_model
 
 import safelight
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.loop import train
-from safelight.training.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.train import train
+from safelight.training.stages.diffusion import DiffusionStage
 
 LOOP = LoopConfig(steps=2, batch_size=2, warmup=0, log_every=1, sheet_every=0, ema_decay=0.5)
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from safelight.errors import InputError
-from safelight.training.banking import load_bank, save_bank
-from safelight.training.collections import CollectionError, open_collection
-from safelight.training.composing import compose, draw, level_for
-from safelight.training.data import batches
-from safelight.training.planning import OVERLAP, Backdrop, Mix, Placed, Plan, overlap
-from safelight.training.scenes import SceneData, is_held_out
-from safelight.training.sprites import level_sizes
+from safelight.training.data.banking import load_bank, save_bank
+from safelight.training.data.batches import batches
+from safelight.training.data.collections import CollectionError, open_collection
+from safelight.training.data.composing import compose, draw, level_for
+from safelight.training.data.planning import OVERLAP, Backdrop, Mix, Placed, Plan, overlap
+from safelight.training.data.scenes import SceneData, is_held_out
+from safelight.training.data.sprites import level_sizes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "pictures.zip"
 COLORS = {"apple": (220, 30, 40), "leaf": (60, 170, 70), "book": (40, 95, 220), "sun": (250, 215, 60)}

@@ -9,12 +9,10 @@ import torch
 from tiny import MomentData, tiny_model
 
 from safelight.errors import CheckpointError
-from safelight.training.diffusion import DiffusionStage
-from safelight.training.distributed import World
-from safelight.training.loop import Trainer, train
-from safelight.training.recipes import DiffusionConfig, LoopConfig
-from safelight.training.rng import rng_state, seed_everything, set_rng_state
-from safelight.training.state import (
+from safelight.training.loop.distributed import World
+from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
+from safelight.training.loop.rng import rng_state, seed_everything, set_rng_state
+from safelight.training.loop.state import (
     DamagedCheckpointWarning,
     State,
     damage,
@@ -24,6 +22,8 @@ from safelight.training.state import (
     save_state,
     sweep,
 )
+from safelight.training.loop.train import Trainer, train
+from safelight.training.stages.diffusion import DiffusionStage
 
 
 def state(step, n=50):
@@ -121,7 +121,7 @@ def test_training_goes_on_while_the_disk_is_full_and_ends_with_an_error(tmp_path
 
 
 def test_memory_that_does_not_suffice_is_said_and_nothing_lost(tmp_path):
-    from safelight.training.loop import OutOfMemoryError
+    from safelight.training.loop.train import OutOfMemoryError
 
     class Huge(MomentData):
         def batch(self, seed, numbers, device="cpu"):

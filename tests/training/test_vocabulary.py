@@ -6,7 +6,7 @@ import pytest
 
 from safelight.errors import InputError
 from safelight.text.tokenizer import Tokenizer
-from safelight.training.vocabulary import train_tokenizer
+from safelight.training.data.vocabulary import train_tokenizer
 
 CAPTIONS = [
     f"{a} {style} of {b} {color} {thing} {place}, on a {color} background"

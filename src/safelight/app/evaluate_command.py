@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from safelight.app.console import say, table
-from safelight.training.evaluate_config import EvaluateOptions
-from safelight.training.recipes import recipe_of
+from safelight.training.evaluation.evaluate_config import EvaluateOptions
+from safelight.training.loop.recipes import recipe_of
 
 ModelArgument = Annotated[str, typer.Argument(help="a model, a folder of an autoencoder, or a folder of pictures")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for report.json, report.md and sheets")]
@@ -60,7 +60,7 @@ def evaluate_command() -> Callable[..., Any]:
 
 def run(model: str, options: EvaluateOptions, out: Path, device: str | None, as_json: bool) -> None:
     """Evaluate, write the report, and show its figures."""
-    from safelight.training.evaluate import evaluate
+    from safelight.training.evaluation.evaluate import evaluate
 
     with told() as tell:
         report = evaluate(model, options, device=device, tell=tell)

@@ -17,9 +17,8 @@ from pydantic.fields import FieldInfo
 
 from safelight.app.console import say, warn
 from safelight.errors import InputError
-from safelight.training.autoencoder_config import AUTOENCODER_TRAININGS
-from safelight.training.classifier_config import ClassifierRecipe
-from safelight.training.recipes import (
+from safelight.training.evaluation.classifier_config import ClassifierRecipe
+from safelight.training.loop.recipes import (
     AutoencoderRecipe,
     DataConfig,
     DiffusionRecipe,
@@ -28,11 +27,12 @@ from safelight.training.recipes import (
     recipe_of,
     write_run,
 )
+from safelight.training.stages.autoencoder_config import AUTOENCODER_TRAININGS
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from safelight.training.loop import Row
+    from safelight.training.loop.train import Row
 
 RECIPES: dict[str, Any] = {
     "diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe, "classifier": ClassifierRecipe,
@@ -116,8 +116,8 @@ def as_field(field: FieldInfo, value: Any) -> Any:
 def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> None:
     """Begin or continue a run, until it is finished or asked to stop."""
     recipe = recipe_for(run, stage, RECIPES[stage], given)  # before anything that takes a while
-    from safelight.training.distributed import World, once
-    from safelight.training.loop import train
+    from safelight.training.loop.distributed import World, once
+    from safelight.training.loop.train import train
 
     with loud_warnings(), stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
         once(lambda: write_run(run, stage, recipe))
@@ -132,10 +132,10 @@ def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> N
 
 def assembled(stage: str, recipe: Any, run: Path, device: Any) -> Any:
     """The stage and the data of a recipe."""
-    from safelight.training import assembly
+    from safelight.training.loop import assembly
 
     if stage == "classifier":
-        from safelight.training.classifier import assemble_classifier
+        from safelight.training.evaluation.classifier import assemble_classifier
 
         return assemble_classifier(recipe, run, device)
     make = assembly.assemble_diffusion if stage == "diffusion" else assembly.assemble_autoencoder
@@ -217,8 +217,8 @@ def precompute_command() -> Callable[..., Any]:
         """Encode pictures and captions once, so that training the second stage reads numbers."""
         fields = DataConfig.model_fields
         recipe = recipe_of(DataConfig, {k: as_field(fields[k], v) for k, v in values.items() if v is not None})
-        from safelight.training.assembly import precomputed
-        from safelight.training.distributed import World
+        from safelight.training.loop.assembly import precomputed
+        from safelight.training.loop.distributed import World
 
         def watch(done: int, of: int) -> None:
             say(f"{done} of {of}")
@@ -246,8 +246,8 @@ def average(
     The run must have kept snapshots (--ema-lengths 0.05,0.1 --ema-snapshot-every N). Karras et al. 2024, section 3.
     """
     content = read_run(run)
-    from safelight.training.distributed import World
-    from safelight.training.snapshots import average as combined
+    from safelight.training.loop.distributed import World
+    from safelight.training.loop.snapshots import average as combined
 
     recipe = RECIPES[content["stage"]](**content["recipe"])
     tensors = combined(run / "averages", length, step)
@@ -272,8 +272,8 @@ def plot(
 ) -> None:
     """Draw the curves of a run: losses, learning rate, gradients, speed."""
     read_run(run)
-    from safelight.training.log import read_log
-    from safelight.training.plots import plot_curves
+    from safelight.training.loop.log import read_log
+    from safelight.training.loop.plots import plot_curves
 
     rows = read_log(run)
     if len(rows) < 2:

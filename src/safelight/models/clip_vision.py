@@ -45,7 +45,7 @@ class VisionConfig:
 
     @classmethod
     def from_transformers(cls, data: Mapping[str, Any]) -> "VisionConfig":
-        """Read the config.json of an image encoder, or of a whole CLIP model, passing over what shapes no image encoder."""
+        """Read the config.json of an image encoder, or of a whole CLIP; what shapes no image encoder is passed over."""
         inner = {**data, **data.get("vision_config", {})}
         if "projection_dim" in data:  # a whole model's own, which its vision_config may state wrongly
             inner["projection_dim"] = data["projection_dim"]

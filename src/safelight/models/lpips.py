@@ -115,7 +115,7 @@ class LPIPS(nn.Module):
         sum over stages l of mean over pixels of w_l · (unit(f_l(x)) - unit(f_l(y)))² (equation 1). Features are
         compared in float32, whatever precision the network computes in. With `dropout`, a generator, half of the
         squared differences are left out and the rest doubled, which is what fitting the heads did; a training loss
-        that does so is an accident of the original code (`original` in `safelight.training.autoencoder`).
+        that does so is an accident of the original code (`original` in `safelight.training.stages.autoencoder`).
         """
         return torch.stack(
             [

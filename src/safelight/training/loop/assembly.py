@@ -1,0 +1,344 @@
+"""From a recipe to what `train` takes: the data set, the networks, the stage."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.checkpoint.detect import family
+from safelight.checkpoint.load import load_autoencoder, load_text_encoder
+from safelight.checkpoint.writing import replacing_folder
+from safelight.diffusion.schedule import noise_schedule
+from safelight.errors import InputError, nearest
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.clip import TextConfig, TextEncoder
+from safelight.models.presets import AUTOENCODERS, UNETS, levels
+from safelight.models.unet import UNet, UNetConfig
+from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.loading import load
+from safelight.text.tokenizer import Tokenizer
+from safelight.training.data.batches import Buckets, Data, PictureData
+from safelight.training.data.collections import Captions, open_collection
+from safelight.training.data.encoding import INDEX, precompute
+from safelight.training.data.latents import LatentData
+from safelight.training.data.scenes import SceneData
+from safelight.training.data.vocabulary import train_tokenizer
+from safelight.training.loop.distributed import once
+from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
+from safelight.training.stages.autoencoder import AutoencoderStage
+from safelight.training.stages.conditioning import token_ids
+from safelight.training.stages.diffusion import DiffusionStage
+from safelight.training.stages.features_net import stand_in
+from safelight.training.stages.perceptual import load_perceptual
+from safelight.training.stages.stage import Stage
+
+SHEET_PROMPTS = 8
+VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS = 20, 100_000  # what a new vocabulary is trained on, at most
+GROUPS = 32  # of group norms, where the channels allow it
+
+# Stable Diffusion's schedule (Rombach et al. 2022 used the wider 0.0015 to 0.0195 for smaller latents).
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """What a run trains and on what; `about` are facts for the model card."""
+
+    stage: Stage
+    data: Data[Any]
+    about: dict[str, Any]
+
+
+def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Assembled:
+    """Make the second stage of a recipe. Files that must outlive the run, such as a new vocabulary, go into `run`."""
+    data = data_set(recipe, recipe, captions="required" if recipe.conditioning == "text" else "optional")
+    classes = class_names(data) if recipe.conditioning == "class" else ()
+    with seeded(recipe.seed):
+        model = diffusion_model(recipe, data, classes, run).to(device, torch.float32)
+    if isinstance(data, LatentData):
+        data.check(model.autoencoder)
+    update: dict[str, Any] = {"train_text_encoder": recipe.train_text_encoder or new_text_encoder(recipe)}
+    if not recipe.sheet_prompts:
+        update["sheet_prompts"] = sheet_prompts(recipe, data, classes)
+    stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes)
+    return Assembled(stage, data, about(recipe, data, {"U-Net": model.unet, "text encoder": model.text_encoder}))
+
+
+def assemble_autoencoder(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Assembled:
+    """Make the first stage of a recipe."""
+    data = data_set(recipe, recipe, captions="optional")
+    if isinstance(data, LatentData):
+        raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
+    perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
+    if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
+        path, steps = run / "features.safetensors", recipe.features_steps
+        perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device)
+    with seeded(recipe.seed):
+        if recipe.init is not None:
+            autoencoder = load_autoencoder(recipe.init, dtype=torch.float32)
+        else:
+            autoencoder = Autoencoder(autoencoder_config(recipe))
+        autoencoder.requires_grad_(True).to(device)
+        stage = AutoencoderStage(autoencoder, recipe, data, perceptual=perceptual, seed=recipe.seed)
+    return Assembled(stage, data, about(recipe, data, {"autoencoder": autoencoder}))
+
+
+class seeded:  # noqa: N801  (a context manager)
+    """Within the block torch's global generator is seeded; after it, it goes on where it was."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.before = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.before)
+
+
+def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Captions = "optional") -> Data[Any]:
+    """The data set of a recipe: pictures, scenes composed of them, or latents that were computed before."""
+    if (Path(recipe.data) / INDEX).is_file():
+        return LatentData(recipe.data)
+    collection = open_collection(
+        recipe.data, captions="optional" if recipe.scenes else captions, max_broken=recipe.max_broken
+    )
+    if recipe.scenes:
+        return SceneData(collection, size=recipe.size)
+    return PictureData(
+        collection,
+        size=recipe.size,
+        crop=recipe.crop,
+        flip=recipe.flip,
+        flip_words="swap",
+        keyword_substitution=recipe.keyword_substitution,
+        buckets=Buckets(recipe.size) if recipe.buckets else None,
+        batch_size=loop.batch_size // loop.accumulate if loop else 1,
+    )
+
+
+def class_names(data: Data[Any]) -> tuple[str, ...]:
+    """The names of the classes of a data set; numbers where only those are known."""
+    if isinstance(data, LatentData):
+        labels = [shard["labels"] for shard in data.shards if "labels" in shard]
+        return tuple(map(str, range(int(torch.cat(labels).max()) + 1))) if labels else ()
+    return data.collection.labels if isinstance(data, PictureData | SceneData) else ()
+
+
+def sheet_prompts(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str]) -> tuple[str, ...]:
+    """What to draw on sheets if nobody says: some classes, or the captions of some samples."""
+    if recipe.conditioning == "class":
+        return tuple(classes[:SHEET_PROMPTS])
+    return tuple(data.captions(recipe.seed, SHEET_PROMPTS)) if recipe.conditioning == "text" else ()
+
+
+def about(recipe: DataConfig, data: Data[Any], networks: dict[str, nn.Module | None]) -> dict[str, Any]:
+    """Facts for the model card."""
+    kind = "latents" if isinstance(data, LatentData) else "sprites, composed to scenes" if recipe.scenes else "pictures"
+    parameters = {
+        f"parameters of the {name}": f"{sum(p.numel() for p in network.parameters()):,}"
+        for name, network in networks.items()
+        if network is not None
+    }
+    return {"data": f"{Path(recipe.data).name}: {len(data):,} {kind}", "size": recipe.size, **parameters}
+
+
+def precomputed(
+    recipe: DataConfig,
+    folder: Path,
+    *,
+    autoencoder: str,
+    text_encoder: str | None,
+    device: torch.device,
+    **options: Any,
+) -> None:
+    """Write a data set as latents to `folder`, with what a frozen text encoder says; `options` as in `precompute`."""
+    data, first = data_set(recipe), load_autoencoder(autoencoder, device=device, dtype=torch.float32)
+    text = None
+    if text_encoder is not None:
+        tokenizer, network = frozen_text(text_encoder, device)
+
+        def text(captions: list[str]) -> torch.Tensor:
+            return network(token_ids(tokenizer, captions).to(device)).last_hidden_state
+
+    with torch.no_grad():
+        precompute(data, first, folder, text=text, device=device, about=str(text_encoder), **options)
+
+
+def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str], run: Path) -> LatentDiffusion:
+    """The model to train: `init`'s, or a new one around the given first stage."""
+    if recipe.init is not None:
+        return tuned(load(recipe.init, device="cpu", dtype=torch.float32, vae=recipe.autoencoder), recipe)
+    if recipe.autoencoder is None:
+        remedy = "name it with --autoencoder (`safelight train autoencoder` makes one), or use --init"
+        raise InputError("training the second stage needs a first one", remedy=remedy)
+    autoencoder = load_autoencoder(recipe.autoencoder, dtype=torch.float32)
+    tokenizer, text_encoder = text_parts(recipe, data, run) if recipe.conditioning == "text" else (None, None)
+    side = (
+        data.shards[0].shape("moments")[-1]
+        if isinstance(data, LatentData)
+        else recipe.size // autoencoder.config.factor
+    )
+    unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes), side))
+    return tuned(
+        LatentDiffusion(
+            unet=unet,
+            autoencoder=autoencoder,
+            schedule=noise_schedule(),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            family=family(unet.config.to_diffusers(), has_text=text_encoder is not None),
+            name="new",
+            scheduler_config=SCHEDULER,
+        ),
+        recipe,
+    )
+
+
+def tuned(model: LatentDiffusion, recipe: DiffusionRecipe) -> LatentDiffusion:
+    """The model with the recipe's prediction type and schedule, and with input channels for what it is to see."""
+    config = {**SCHEDULER, **model.scheduler_config}
+    config["prediction_type"] = recipe.prediction_type or model.prediction_type
+    schedule = model.schedule
+    if recipe.zero_terminal_snr:
+        config |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        shape = {key: config[key] for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")}
+        schedule = noise_schedule(**shape, rescale_betas_zero_snr=True)
+    latent = model.autoencoder.config.embed_dim
+    beside = {"none": 0, "low_resolution": 3, "mask": 1 + latent}[recipe.concat]
+    unet = widened(model.unet, latent + beside) if beside and model.unet.config.in_channels == latent else model.unet
+    return replace(
+        model,
+        unet=unet,
+        schedule=schedule,
+        scheduler_config=config,
+        prediction_type=config["prediction_type"],
+        family=family(unet.config.to_diffusers(), has_text=model.text_encoder is not None),
+    )
+
+
+def widened(unet: UNet, in_channels: int) -> UNet:
+    """The U-Net with further input channels, whose weights begin at zero, as in Stable Diffusion's inpainting model."""
+    wider = UNet(replace(unet.config, in_channels=in_channels))
+    state = dict(unet.state_dict())
+    kernel = torch.zeros_like(wider.conv_in.weight)
+    kernel[:, : unet.config.in_channels] = state["conv_in.weight"]
+    wider.load_state_dict({**state, "conv_in.weight": kernel})
+    return wider
+
+
+def unet_config(
+    recipe: DiffusionRecipe, first: AutoencoderConfig, text: TextEncoder | None, classes: int, side: int
+) -> UNetConfig:
+    """The U-Net's shape: a preset's or a file's, or drawn by the recipe, for this first stage and this conditioning."""
+    own: dict[str, Any] = {"in_channels": first.embed_dim, "out_channels": first.embed_dim, "sample_size": side}
+    if classes:
+        own["num_class_embeds"] = classes + 1
+    if text is not None:
+        own["cross_attention_dim"] = text.config.hidden_size
+    if recipe.unet is None:
+        return UNetConfig(**drawn_levels(recipe, text is not None), **own)
+    if recipe.unet in UNETS:
+        return replace(UNETS[recipe.unet], **own)
+    path = Path(recipe.unet)
+    if not path.is_file():
+        raise InputError(f"unet={recipe.unet!r} is neither a preset nor a file", remedy=nearest(recipe.unet, UNETS))
+    return replace(UNetConfig.from_diffusers(json.loads(path.read_text(encoding="utf-8"))), **own)
+
+
+def drawn_levels(recipe: DiffusionRecipe, text: bool) -> dict[str, Any]:
+    """The levels that `channels`, `multipliers`, `attention`, `layers` and `head_channels` describe."""
+    widths = tuple(recipe.channels * m for m in recipe.multipliers)
+    attention = "CrossAttn" if text else "Attn"
+    kinds = [attention if 2**i in recipe.attention else "" for i in range(len(widths))]
+    # In UNetConfig, as in diffusers, this word means the number of heads beside a text, and a head's width without.
+    heads = tuple(max(width // recipe.head_channels, 1) for width in widths) if text else recipe.head_channels
+    return {
+        **levels(*kinds),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D",
+        "block_out_channels": widths,
+        "layers_per_block": recipe.layers,
+        "attention_head_dim": heads,
+        "norm_num_groups": gcd(GROUPS, *widths),
+    }
+
+
+def new_text_encoder(recipe: DiffusionRecipe) -> bool:
+    """Whether the recipe's text encoder begins with random weights."""
+    return recipe.conditioning == "text" and recipe.init is None and recipe.text_encoder is None
+
+
+def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tokenizer, TextEncoder]:
+    """The tokenizer and text encoder of a model, or new ones with a vocabulary of the captions, which `run` keeps."""
+    if recipe.text_encoder is not None:
+        return frozen_text(recipe.text_encoder, torch.device("cpu"))
+    tokenizer = vocabulary_of(recipe, data, run / "tokenizer")
+    config = TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.text_width,
+        intermediate_size=4 * recipe.text_width,
+        num_hidden_layers=recipe.text_layers,
+        num_attention_heads=max(recipe.text_width // 64, 1),
+        max_position_embeddings=tokenizer.max_length,
+        projection_dim=recipe.text_width,
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eos,
+        pad_token_id=tokenizer.pad,
+    )
+    return tokenizer, TextEncoder(config)
+
+
+def frozen_text(name: str, device: torch.device) -> tuple[Tokenizer, TextEncoder]:
+    """The tokenizer (CLIP's, where there is none) and the text encoder of a model's folder."""
+    tokenizer = Path(name) / "tokenizer"
+    network = load_text_encoder(name, device=device, dtype=torch.float32)
+    return Tokenizer.load(tokenizer) if tokenizer.is_dir() else Tokenizer.clip(), network
+
+
+def vocabulary_of(recipe: DiffusionRecipe, data: Data[Any], folder: Path) -> Tokenizer:
+    """The run's own vocabulary: read from `folder`, or trained on the data's captions and written there."""
+
+    def make() -> None:
+        if not folder.is_dir():
+            captions = data.captions(recipe.seed, min(len(data) * VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS))
+            with replacing_folder(folder, is_ours=lambda _: False) as temporary:
+                train_tokenizer(captions, size=recipe.vocabulary_size).save(temporary)
+
+    once(make)
+    return Tokenizer.load(folder)
+
+
+def autoencoder_config(recipe: AutoencoderRecipe) -> AutoencoderConfig:
+    """The first stage's shape: a preset's, or drawn by the recipe."""
+    if recipe.preset is not None:
+        if recipe.preset not in AUTOENCODERS:
+            raise InputError(f"preset={recipe.preset!r} is unknown", remedy=nearest(recipe.preset, AUTOENCODERS))
+        return replace(AUTOENCODERS[recipe.preset], sample_size=recipe.size)
+    widths = tuple(recipe.channels * m for m in recipe.multipliers)
+    return AutoencoderConfig(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        layers_per_block=recipe.layers,
+        latent_channels=recipe.latent_channels,
+        num_vq_embeddings=recipe.codes if recipe.kind == "vq" else None,
+        norm_num_groups=gcd(GROUPS, *widths),
+        sample_size=recipe.size,
+        scaling_factor=1.0,
+    )

@@ -1,0 +1,205 @@
+"""What a run of training can be told, each thing named, bounded and explained once.
+
+A recipe is the options of `safelight train …`, what the loop and the stage read, and the run's config.json, all in one
+pydantic model. This module is light: the command line imports it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from safelight.errors import InputError, nearest
+from safelight.training.stages.autoencoder_config import AutoencoderTraining
+
+CONFIG = "config.json"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoopConfig(_Options):
+    """How long and how fast to train, and what to keep of it; the same for both stages."""
+
+    steps: Positive = Field(100_000, description="optimizer steps in all")
+    batch_size: Positive = Field(32, description="samples of one step, over all passes and processes")
+    accumulate: Positive = Field(1, description="passes that make one step; more of them need less memory")
+    seed: Count = Field(0, description="of the data's order, of noise and of new weights")
+    warmup: Count = Field(1000, description="steps over which the learning rate rises")
+    course: Literal["constant", "cosine", "linear"] = Field("constant", description="of the learning rate after that")
+    clip: float = Field(1.0, ge=0, description="largest norm of the gradients; 0 clips nothing")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the passes (autocast); weights and moments are float32 always"
+    )
+    ema_decay: Share = Field(0.9999, description="of the moving average that is drawn with and saved; 0 keeps none")
+    ema_lengths: tuple[float, ...] = Field((), description="sigma_rel of power-function averages, such as 0.05 0.1")
+    ema_snapshot_every: Count = Field(0, description="steps between stored snapshots of those; 0 stores none")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="whole copies, or shards, where torchrun runs several")
+    compile: bool = Field(False, description="compile the networks: minutes at the start, faster steps on a GPU")
+    channels_last: bool = Field(False, description="keep convolutions' memory in NHWC order, faster on a GPU")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
+    workers: Count = Field(0, description="processes that prepare data; 0 prepares it between the steps")
+    log_every: Positive = Field(50, description="steps between lines of the log")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="checkpoints to keep")
+    sheet_every: Count = Field(1000, description="steps between sheets of pictures; 0 draws none")
+    skipped_in_a_row: Positive = Field(20, description="steps with a loss that is not finite, after which to stop")
+
+
+class DiffusionConfig(_Options):
+    """The second stage: the loss, what steers the network, and the optimizer."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, as it is: not scaled by the batch")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    beta1: Share = Field(0.9, description="of AdamW")
+    beta2: Share = Field(0.999, description="of AdamW")
+    conditioning: Literal["text", "class", "none"] = Field("text", description="what steers the network")
+    train_text_encoder: bool = Field(
+        False, description="train the text encoder along, as the first LDMs did; a new one always is"
+    )
+    concat: Literal["none", "low_resolution", "mask"] = Field(
+        "none", description="what the network sees beside the noisy latent"
+    )
+    condition_dropout: Share = Field(0.1, description="share of samples that train the null condition, for guidance")
+    weighting: Literal["uniform", "min_snr"] = Field("uniform", description="of the loss over noise levels")
+    snr_gamma: float = Field(5.0, gt=0, description="of min_snr (Hang et al. 2023)")
+    distance: Literal["l2", "l1"] = Field("l2", description="between the network's answer and the target")
+    timesteps: Literal["uniform", "logit_normal"] = Field("uniform", description="distribution of training timesteps")
+    logit_mean: float = Field(0.0, description="of logit_normal (Esser et al. 2024)")
+    logit_std: float = Field(1.0, gt=0, description="of logit_normal")
+    stratified: bool = Field(False, description="spread the timesteps evenly over each batch")
+    offset_noise: float = Field(
+        0.0, ge=0, description="noise common to a channel's pixels, for dark and bright pictures"
+    )
+    sheet_prompts: tuple[str, ...] = Field((), description="to draw on every sheet; by default captions of the data")
+    sheet_steps: Positive = Field(30, description="sampling steps of a sheet")
+    sheet_guidance: float = Field(5.0, ge=0, description="guidance scale of a sheet")
+
+
+class DataConfig(_Options):
+    """Which pictures, and what is done to them."""
+
+    data: str = Field(description="folder, zip, tar shards or precomputed latents of captioned pictures")
+    size: Positive = Field(256, description="side of the training pictures in pixels")
+    crop: Literal["center", "random"] = Field("center", description="which part of a picture that is not square")
+    flip: Share = Field(0.0, description="share of pictures to mirror")
+    keyword_substitution: Share = Field(0.0, description="share of captions whose name is replaced by a keyword")
+    buckets: bool = Field(False, description="keep aspect ratios: batches of several shapes")
+    scenes: bool = Field(False, description="compose scenes of a collection of sprites")
+    max_broken: Share = Field(0.01, description="share of pictures that may be broken and are skipped")
+
+
+class DiffusionModelConfig(_Options):
+    """The networks of the second stage, where they are not `init`'s."""
+
+    init: str | None = Field(None, description="a model to go on from: all its weights are tuned")
+    autoencoder: str | None = Field(None, description="the first stage: a folder or file, from `train autoencoder` say")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None, description="what the U-Net predicts; by default init's, or epsilon"
+    )
+    zero_terminal_snr: bool = Field(False, description="let the last timestep be pure noise (Lin et al. 2023)")
+    unet: str | None = Field(None, description="a preset such as sd15, or a config.json; by default drawn as below")
+    channels: Positive = Field(128, description="of the U-Net's first level; every level's is a multiple of it")
+    multipliers: tuple[int, ...] = Field((1, 2, 4), description="of `channels`, one for each level")
+    attention: tuple[int, ...] = Field((2, 4), description="down-sampling factors of the levels that have attention")
+    layers: Positive = Field(2, description="residual blocks of a level")
+    head_channels: Positive = Field(32, description="width of an attention head")
+    text_encoder: str | None = Field(
+        None, description="a model whose text encoder and tokenizer to take; else a new one"
+    )
+    text_width: Positive = Field(256, description="of a new text encoder")
+    text_layers: Positive = Field(4, description="of a new text encoder")
+    vocabulary_size: Positive = Field(4096, description="of a new text encoder's vocabulary, trained on the captions")
+
+
+class AutoencoderModelConfig(_Options):
+    """The networks of the first stage."""
+
+    init: str | None = Field(None, description="an autoencoder, or a model with one, to go on from")
+    preset: str | None = Field(
+        None, description="one of the paper's, such as kl_f8 or vq_f4: its shape, losses and rates; else as below"
+    )
+    kind: Literal["kl", "vq"] = Field("kl", description="of the bottleneck: a Gaussian or a codebook")
+    channels: Positive = Field(64, description="of the first level; every level's is a multiple of it")
+    multipliers: tuple[int, ...] = Field((1, 2, 4), description="of `channels`; n levels make f = 2^(n-1)")
+    layers: Positive = Field(2, description="residual blocks of a level")
+    latent_channels: Positive = Field(4, description="of the latent")
+    codes: Positive = Field(8192, description="in the codebook of a vq autoencoder")
+    lpips_vgg: str | None = Field(None, description="torchvision's VGG16 weights, for LPIPS")
+    lpips_heads: str | None = Field(None, description="the lpips package's linear heads, vgg.pth")
+    features: str | None = Field(None, description="stand-in features trained here, where LPIPS' files are not at hand")
+
+
+class AutoencoderRecipe(DataConfig, AutoencoderModelConfig, AutoencoderTraining, LoopConfig):
+    """All of `safelight train autoencoder`."""
+
+
+class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopConfig):
+    """All of `safelight train diffusion`."""
+
+
+MAY_CHANGE = {"steps", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row", "compile",
+              "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
+              "max_broken"}  # fmt: skip
+
+
+def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """Make a recipe of plain values. Raises InputError naming the field, its limit and the value."""
+    for name in values:
+        if name not in kind.model_fields:
+            raise InputError(f"unknown option {name!r}", remedy=nearest(name, kind.model_fields))
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        what = f"{name}={first['input']!r}: {first['msg'].lower()}" if name in values else f"{name} is missing"
+        raise InputError(what, remedy=f"{name}: {kind.model_fields[name].description}") from None
+
+
+def recipe_for(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    """The recipe of the run in folder `run`: what its config.json says, if there is one, and what is `given`.
+
+    Raises InputError where `given` changes what a run cannot change any more (all but `MAY_CHANGE`), where `run` holds
+    another stage or other things, and as `recipe_of` does. Writes nothing.
+    """
+    old: dict[str, Any] = {}
+    if (run / CONFIG).exists():
+        content = read_run(run)
+        old = content["recipe"]
+        if content["stage"] != stage:
+            raise InputError(f"{run} is a run of the stage {content['stage']}", remedy="name another folder with --run")
+    elif run.is_dir() and any(not file.name.startswith(".") for file in run.iterdir()):
+        raise InputError(f"{run} holds other things than a run", remedy="name a new or an empty folder with --run")
+    recipe = recipe_of(kind, {**old, **given})
+    new = json.loads(recipe.model_dump_json())
+    changed = [name for name in new if old and new[name] != old.get(name, new[name]) and name not in MAY_CHANGE]
+    if changed:
+        what = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in changed)
+        raise InputError(f"{run} was begun with {what}", remedy="leave these as they were, or name another run")
+    return recipe
+
+
+def write_run(run: Path, stage: str, recipe: BaseModel) -> None:
+    """Write the run's config.json."""
+    from safelight.checkpoint.writing import write_json
+
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / CONFIG, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Read a run's config.json: {"stage": …, "recipe": {…}}. Raises InputError where there is none."""
+    try:
+        content = json.loads((run / CONFIG).read_bytes())
+        return {"stage": str(content["stage"]), "recipe": dict(content["recipe"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{run} holds no readable {CONFIG} ({error})"
+        raise InputError(what, remedy="name the --run folder of a training") from error

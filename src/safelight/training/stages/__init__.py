@@ -1,0 +1,15 @@
+"""What is trained.
+
+stage            what the loop knows of a stage: losses of a batch, a sheet to look at, a result to write
+noise            random numbers of a batch that do not depend on how it is split
+
+autoencoder      the first stage: how its losses are put together (options: autoencoder_config)
+adversarial      those losses one by one, as functions of tensors
+codebook         how a VQ model's codes are used, and new places for those that are not
+perceptual       LPIPS from its published files
+features_net     what stands in for it without them: a network trained on the pictures at hand
+reconstructions  its sheet
+
+diffusion        the second stage: its loss, a pure function, and the stage around it
+conditioning     what steers it: text, classes, pictures beside the latent
+"""
