@@ -62,6 +62,7 @@ def test_redraws_and_inpaints_files(tmp_path):
         (("image2image", "a", "nowhere.png"), 2, "nowhere.png"),
         (("a", "--model", "/nowhere/at/all"), 1, "nowhere"),
         (("a", "--dtype", "int7"), 2, "float32"),
+        (("a", "--out", __file__), 2, "test_cli.py is a file"),
     ],
 )
 def test_errors_name_the_thing_and_the_exit_code_says_whose_fault(arguments, code, words, tmp_path):

@@ -73,6 +73,11 @@ def answers(function: Callable[..., Any]) -> Callable[..., Any]:
         except SafelightError as failure:
             error(failure.what, failure.remedy)
             raise typer.Exit(2 if isinstance(failure, InputError) else 1) from None
+        except BrokenPipeError:  # whoever read the output has left, as `head` does; click ends quietly
+            raise
+        except OSError as failure:  # a full disk, a lost mount, a file that may not be read
+            error(str(failure), "check the disk's space and the permissions")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             error("stopped", "nothing was left half written")
             raise typer.Exit(130) from None
@@ -131,8 +136,9 @@ def draw(
     """Load, draw with a progress bar, write PNGs, and tell where they are."""
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import save_png
+    from safelight.pipeline.pictures import check_folder, save_png
 
+    check_folder(out)
     if model == "random":
         say(
             "There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"

@@ -50,14 +50,15 @@ class Progress:
         self._task = self._bar.add_task(description, total=None)
 
     def __enter__(self) -> Self:
-        if self._bar.console.is_terminal:
+        if self._bar.console.is_terminal:  # elsewhere rich would print the bar once, as an empty line
             self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def watch(self, step: "Step") -> None:
         """Note one evaluation."""

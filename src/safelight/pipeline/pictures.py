@@ -66,6 +66,8 @@ def load_picture(picture: Any, width: int | None = None, height: int | None = No
 def load_mask(mask: Any, picture: Tensor) -> Tensor:
     """Read a mask as a float32 tensor (1, 1, H, W) in [0, 1], of the size of `picture`; 1 is where to repaint."""
     if isinstance(mask, Tensor):
+        if mask.dim() < 2 or mask.numel() != mask.shape[-2] * mask.shape[-1]:
+            raise InputError(f"mask: a tensor must be (H, W), not {tuple(mask.shape)}", remedy="give one mask")
         tensor = mask.detach().cpu().float().reshape(1, 1, *mask.shape[-2:])
         if not (tensor.amin() >= 0 and tensor.amax() <= 1):
             raise InputError("mask: a tensor must lie in [0, 1]", remedy="1 marks what is repainted, 0 what stays")
@@ -88,6 +90,14 @@ def to_pil(picture: Tensor) -> Image.Image:
     """Round a (3, H, W) picture in [-1, 1] to a PIL image, as diffusers does."""
     array = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def check_folder(path: Path) -> None:
+    """Raise InputError where pictures cannot be written into `path`, before they are drawn. It is not made yet."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        reason = "may not be written to" if there.is_dir() else "is a file"
+        raise InputError(f"no pictures can be written into {path}: {there} {reason}", remedy="name another folder")
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
@@ -123,7 +133,11 @@ def _opened(picture: Any, what: str) -> Image.Image:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8:
             raise InputError(f"{what}: an array must be uint8, not {picture.dtype}", remedy="scale it to 0..255")
-        return Image.fromarray(picture)
+        try:
+            return Image.fromarray(picture)
+        except (TypeError, ValueError):
+            shape = f"(H, W), (H, W, 3) or (H, W, 4), not {picture.shape}"
+            raise InputError(f"{what}: an array must be {shape}", remedy="give one picture, channels last") from None
     if not isinstance(picture, str | Path):
         raise InputError(
             f"{what}: cannot use a {type(picture).__name__}", remedy="give a path, a PIL image, an array or a tensor"
