@@ -156,3 +156,12 @@ def test_a_hostile_checkpoint_in_a_folder(sd1, tmp_path):
     with pytest.raises(UnsafePickle, match="system"):
         load_parts(folder)
     assert not (tmp_path / "marker").exists()
+
+
+def test_an_unknown_prediction_type_names_the_scheduler_config(sd1, tmp_path):
+    file = "scheduler/scheduler_config.json"
+    folder = edited(sd1, tmp_path, file, lambda config: config.update(prediction_type="epsylon"))
+    with pytest.raises(CheckpointError) as caught:
+        load_parts(folder)
+    assert caught.value.path == folder / file and "did you mean epsilon" in caught.value.remedy
+    assert load_parts(folder, prediction_type="epsilon").prediction_type == "epsilon"

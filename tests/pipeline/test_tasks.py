@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import safelight
-from safelight.errors import Cancelled, InputError, MissingPartError, NonFiniteError
+from safelight.checkpoint.parts import Parts
+from safelight.errors import Cancelled, CheckpointError, InputError, MissingPartError, NonFiniteError
 from safelight.models.unet import UNet
+from safelight.pipeline.loading import bundle
 from safelight.pipeline.pictures import load_picture, to_pil
 
 QUICK = {"steps": 3, "seed": 5, "width": 64, "height": 64}
@@ -160,6 +162,8 @@ def test_inpainting_model_sees_mask_and_picture(model, picture):
     assert not change[:, :36].any() and change[:, 36:].any()
     other = safelight.inpaint(painter, "a fox", -picture, mask, **options)
     assert not torch.allclose(drawn.latents, other.latents)
+    with pytest.raises(InputError, match="trained to inpaint"):
+        safelight.text_to_image(painter, "a fox", **QUICK)
     partly = safelight.inpaint(painter, "a fox", picture, mask, strength=0.5, **options)
     assert not torch.allclose(drawn.latents, partly.latents)
 
@@ -205,6 +209,18 @@ def test_tiled_decode_is_close(model):
     assert np.abs(pixels(whole[0]) - pixels(tiled[0])).mean() < 8
 
 
+def test_a_scheduler_config_that_describes_no_schedule_is_a_bad_checkpoint(model):
+    parts = Parts(unet=model.unet, autoencoder=model.autoencoder, scheduler_config={"beta_schedule": "linnear"},
+                  source="here/model")  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"here/model: .*linnear") as caught:
+        bundle(parts)
+    assert "linear" in caught.value.remedy
+
+
+def test_a_model_shows_itself_in_one_line(model):
+    assert repr(model).startswith("<LatentDiffusion ") and "float32 on cpu" in repr(model) and len(repr(model)) < 200
+
+
 def test_text_encoder_can_be_released(model):
     condition = model.condition(["a fox"])
     bare = model.without_text_encoder()
@@ -231,10 +247,11 @@ def test_bad_input_is_named(model, bad):
 
 def test_bad_pictures_and_masks_are_named(model, picture, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    for image in (tmp_path / "none.png", tmp_path / "broken.png", 3, np.zeros((8, 8, 3)), picture * 2, picture[:2]):
+    arrays = (np.zeros((8, 8, 3)), np.zeros((8, 8, 7), np.uint8))
+    for image in (tmp_path / "none.png", tmp_path / "broken.png", 3, *arrays, picture * 2, picture[:2]):
         with pytest.raises(InputError, match="image"):
             safelight.image_to_image(model, "", image, steps=1)
-    for mask in (torch.ones(3, 3), torch.full((56, 72), 2.0)):
+    for mask in (torch.ones(3, 3), torch.full((56, 72), 2.0), torch.ones(2, 1, 56, 72), torch.ones(5)):
         with pytest.raises(InputError, match="mask"):
             safelight.inpaint(model, "", picture, mask, steps=1)
     with pytest.raises(InputError, match="strength"):

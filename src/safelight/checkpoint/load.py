@@ -95,8 +95,9 @@ def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:
     """Settle what the U-Net predicts: the user, the config, the family, the training step, a probe, in this order."""
     said = parts.scheduler_config.get("prediction_type")
     if asked is None and said is not None and said not in PREDICTION_TYPES:
-        raise CheckpointError(f"its scheduler's prediction_type is {said!r}", path=path, key="prediction_type",
-                              remedy=f"{nearest(str(said), PREDICTION_TYPES)} Or give prediction_type=")  # fmt: skip
+        file = path / "scheduler" / "scheduler_config.json" if path.is_dir() else path
+        remedy = f"correct it, or give prediction_type=; {nearest(str(said), PREDICTION_TYPES)}"
+        raise CheckpointError(f"prediction_type is {said!r}", path=file, key="prediction_type", remedy=remedy)
     decided, source = (asked, "user") if asked else (said, "config") if said else _guess(parts, path)
     scheduler = {**parts.scheduler_config, "prediction_type": decided}
     config = parts.unet.config

@@ -12,7 +12,7 @@ from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Parts:
     """The parts of a model.
 
@@ -34,3 +34,7 @@ class Parts:
     source: str = ""
     global_step: int | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: the networks' own would fill pages of a notebook."""
+        return f"<Parts of {self.source or 'a model in memory'}: {self.family}, {self.prediction_type}>"

@@ -19,7 +19,7 @@ from safelight.text.prompt import encode_prompt
 from safelight.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LatentDiffusion:
     """A latent diffusion model: every part can be used alone, and the tasks use them together.
 
@@ -44,6 +44,11 @@ class LatentDiffusion:
     family: str = "custom"
     name: str = ""
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: the networks' own would fill pages of a notebook."""
+        what = f"{self.family}, {self.prediction_type}, {self.dtype} on {self.device}"
+        return f"<LatentDiffusion {self.name or 'without a name'}: {what}>"
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
 from safelight.diffusion.noise import make_noise
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
-from safelight.errors import NonFiniteError
+from safelight.errors import InputError, NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
@@ -49,6 +49,9 @@ def develop(
         concat: (1, C', h, w), further input channels of the U-Net.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
     """
+    if concat is None and model.paints_masks:
+        what = "this model was trained to inpaint: it needs a picture and a mask beside the words"
+        raise InputError(what, remedy="use `inpaint`, or load a model for text to image")
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     positive, negative = steer(model, prompt, settings)
     kind, count = find(settings["sampler"]), settings["count"]

@@ -7,7 +7,7 @@ import torch
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.parts import Parts
 from safelight.diffusion.schedule import noise_schedule
-from safelight.errors import InputError
+from safelight.errors import CheckpointError, InputError
 from safelight.pipeline.bundle import LatentDiffusion
 
 SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas",
@@ -65,14 +65,22 @@ def load(
 
 
 def bundle(parts: Parts) -> LatentDiffusion:
-    """Hold loaded parts together, with the noise schedule that their scheduler config describes."""
+    """Hold loaded parts together, with the noise schedule that their scheduler config describes.
+
+    Raises CheckpointError where that describes none.
+    """
     config = parts.scheduler_config
+    try:
+        schedule = noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None})
+    except InputError as error:
+        what = f"its scheduler config cannot be used: {error.what}"
+        raise CheckpointError(what, path=parts.source, remedy=error.remedy) from error
     return LatentDiffusion(
         unet=parts.unet,
         autoencoder=parts.autoencoder,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
-        schedule=noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None}),
+        schedule=schedule,
         prediction_type=parts.prediction_type,
         family=parts.family,
         name=parts.source,
