@@ -1,5 +1,6 @@
 """Prompts that change on the way and prompts of several branches, drawn with a small random model."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,8 @@ from safelight.diffusion.condition import Condition
 from safelight.diffusion.noise import make_noise
 from safelight.diffusion.samplers import sample
 from safelight.errors import InputError, MissingPartError
+from safelight.models.presets import levels
+from safelight.models.unet import UNet
 from safelight.pipeline.steering import step_of
 from safelight.text.grammar import PromptError
 
@@ -108,3 +111,16 @@ def test_bad_prompts_are_pointed_at(model):
     assert torch.equal(latents(model, "a <lora:x:1>", extra_networks="ignore"), latents(model, "a "))
     with pytest.raises(InputError, match="prompt_syntax"):
         latents(model, "a", prompt_syntax="a111")
+
+
+def test_a_model_without_text_draws_unguided_whatever_the_scale(model):
+    plain = replace(
+        model.unet.config, **levels("", "Attn"), block_out_channels=(32, 64), mid_block_type="UNetMidBlock2D"
+    )
+    torch.manual_seed(0)
+    wordless = replace(model, unet=UNet(plain).eval(), text_encoder=None, tokenizer=None)
+    drawn = latents(wordless, "", count=2)
+    assert torch.equal(drawn, latents(wordless, "", count=2, guidance_scale=1.0))
+    assert torch.allclose(drawn[1:], latents(wordless, "", seed=6), atol=1e-4)
+    with pytest.raises(InputError, match="without text"):
+        latents(wordless, "a fox")

@@ -130,6 +130,7 @@ def steered(
     What steers is put together once for each different state of the prompts.
     """
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], Denoise] = {}
+    scale = settings["guidance_scale"] if negative is not None else 1.0
 
     def denoise_at(sigma: float) -> Denoise:
         step = step_of(grid, sigma, settings["prompt_delay"])
@@ -139,7 +140,7 @@ def steered(
                 model.denoiser.on(grid),
                 positive.composition(rows, concat),
                 None if negative is None else rows_of(negative.condition, against, concat),
-                settings["guidance_scale"],
+                scale,
                 rescale=settings["guidance_rescale"],
                 interval=interval,
             )
