@@ -4,10 +4,15 @@ Weights are seeded and random, in the real architecture made small. PSNR is take
 60 dB one pixel in a thousand may differ by one level. Randomness agrees because both draw with one CPU generator.
 """
 
+import shutil
+import subprocess
+import sys
+
 import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import safelight
@@ -96,3 +101,31 @@ def test_a_single_file_draws_the_same_picture(folder, tmp_path):
         for name in (folder, tmp_path / "model.safetensors")
     )
     assert np.array_equal(np.asarray(a[0]), np.asarray(b[0]))
+
+
+def test_the_command_line_draws_a_folder_that_has_one_variant_only(folder, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    command = [sys.executable, "-m", "safelight", "a fox", "--steps", "1", "--seed", "0", "--model", tmp_path / "half"]
+    without = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert without.returncode == 1 and "fp16" in without.stderr
+    drawn = subprocess.run([*command, "--variant", "fp16"], cwd=tmp_path, capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+    from safelight import compat
+
+    with pytest.raises(safelight.SafelightError, match="fp9"):
+        compat.StableDiffusionPipeline.from_pretrained(tmp_path / "half", variant="fp9")
+
+
+def test_whole_numbers_are_no_weights(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "whole")
+    file = tmp_path / "whole" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"conv_in.weight": weights["conv_in.weight"].int()}, file)
+    with pytest.raises(safelight.SafelightError, match="floating-point"):
+        safelight.load(tmp_path / "whole")
+
+
+def test_a_slip_in_the_name_of_a_target_is_no_folder(folder, tmp_path):
+    with pytest.raises(safelight.SafelightError, match="looks like a file"):
+        safelight.convert(folder, tmp_path / "model.safetensor")
+    assert not list(tmp_path.iterdir())

@@ -261,3 +261,8 @@ def test_bad_pictures_and_masks_are_named(model, picture, tmp_path):
 def test_transparency_is_laid_on_white():
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert torch.equal(load_picture(clear), torch.ones(1, 3, 8, 8))
+
+
+def test_the_peers_words_are_answered_with_ours(model):
+    with pytest.raises(InputError, match="here it is called steps"):
+        safelight.text_to_image(model, "a fox", num_inference_steps=3)

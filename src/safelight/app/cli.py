@@ -37,11 +37,23 @@ DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloa
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
+# How to load a model, beside its name: what `safelight.load` takes
+LOADING: dict[str, tuple[Any, Any]] = {
+    "device": (None, DeviceOption),
+    "dtype": (None, DtypeOption),
+    "variant": (None, Annotated[str | None, typer.Option(help="of a folder's files, such as fp16")]),
+    "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
+    "vae": (None, Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]),
+    "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),
+    "prediction_type": (
+        None,
+        Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if the model does not say")],
+    ),
+}
 # What every drawing command takes around its task's own keywords: name -> (default, option)
 AROUND: dict[str, tuple[Any, Any]] = {
     "model": (DEFAULT_MODEL, ModelOption),
-    "device": (None, DeviceOption),
-    "dtype": (None, DtypeOption),
+    **LOADING,
     "out": (Path("outputs"), OutOption),
     "as_json": (False, JsonOption),
 }
@@ -128,10 +140,9 @@ def draw(
     given: dict[str, Any],
     *,
     model: str,
-    device: str | None,
-    dtype: str | None,
     out: Path,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Load, draw with a progress bar, write PNGs, and tell where they are."""
     validate(task, given)  # before anything that takes a while
@@ -145,7 +156,7 @@ def draw(
             "Name a model of yours with --model."
         )
     with Progress(f"loading {model}") as progress:
-        pictures = task(load(model, device=device, dtype=dtype), watch=progress.watch, **given)
+        pictures = task(load(model, **loading), watch=progress.watch, **given)
     stem = file_stem(given.get("prompt") or Path(str(given.get("image", "picture"))).stem)
     rows = []
     for image, seed in zip(pictures.images, pictures.seeds, strict=True):

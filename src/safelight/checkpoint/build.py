@@ -46,7 +46,10 @@ def check(network: nn.Module, file: Tensors, keymap: KeyMap, *, known: Collectio
 
 
 def _check_shape(link: Link, file: Tensors, parameters: dict[str, Tensor]) -> None:
-    shape = file.shape(link.theirs)
+    entry, shape = file.entries[link.theirs], file.shape(link.theirs)
+    if not entry.dtype.is_floating_point:
+        what = f"tensor {link.theirs!r} holds {entry.dtype}, not floating-point weights"
+        raise WrongShape(what, path=file.path, key=link.theirs, remedy="quantised files are not read: use a float one")
     needed = [tuple(parameters[name].shape) for name in link.ours]
     try:
         split = link.transform.split(torch.empty(shape, device="meta"))

@@ -1,5 +1,6 @@
 """`convert`: a model in one form becomes a model in another."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_folder, save_single_file
 from safelight.errors import InputError, nearest
 
+# A folder may be called sd-v1.5 or model.fp16; one called model.txt or model.safetensor is a slip.
+LIKE_A_FILE = re.compile(r"\.(safetensors?|st|txt|json|gguf|onnx|zip|tar|h5|npz|model|weights)", re.IGNORECASE)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -28,11 +31,13 @@ def convert(
     A target that ends in .safetensors is a single file in the CompVis layout, any other a diffusers folder, whose file
     names get `variant` and whose files are at most `max_shard_size` bytes long. The numbers are copied bit for bit
     unless `dtype` asks for others. `options` are those of `load_parts`. Raises InputError for a target that would be a
-    pickle.
+    pickle, or that looks like another kind of file.
     """
     target = Path(target)
     if target.suffix in PICKLES:
         raise InputError(f"{target.name}: pickles are not written", remedy="name a .safetensors file, or a folder")
+    if target.suffix != ".safetensors" and LIKE_A_FILE.fullmatch(target.suffix) and not target.is_dir():
+        raise InputError(f"{target.name} looks like a file's name", remedy="end it in .safetensors, or name a folder")
     parts = load_parts(source, dtype=_dtype(dtype), **options)
     if target.suffix == ".safetensors":
         save_single_file(parts, target)

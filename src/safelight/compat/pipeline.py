@@ -100,6 +100,9 @@ class DiffusionPipeline:
         kind = cls if cls is not DiffusionPipeline else find_pipeline(index.get("_class_name"), folder)
         wanted = _keywords(kind)
         given = {name: part for name, part in options.items() if name in wanted and name not in UNUSED}
+        if chosen.variant is not None and not any(folder.glob(f"*/*.{chosen.variant}*")):
+            what = f"no part has weights of variant {chosen.variant!r}"
+            raise CheckpointError(what, path=folder, remedy="leave variant= out, or name one that is there")
         parts = {
             name: _load_part(folder, name, entry, chosen)
             for name, entry in index.items()

@@ -1,15 +1,15 @@
 """The networks: torch modules that know no sigma, no path and no prompt. Parameter names are diffusers'.
 
-    layers          residual blocks, resampling, normalisation: the common parts
-    attention       attention of an image to itself and to a context
-    config          what all configs need in order to be read from files
-    unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
-    unet            UNet: the denoising network
-    autoencoder     Autoencoder: pictures to latents and back (its shape: autoencoder_config)
-    bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
-    tiling          large pictures in overlapping tiles
-    clip            TextEncoder: token ids to embeddings
-    lpips           LPIPS: how different two pictures look, in the features of a VGG network
-    discriminator   PatchDiscriminator: what a first stage is trained against
-    presets         the published models, by name
+layers          residual blocks, resampling, normalisation: the common parts
+attention       attention of an image to itself and to a context
+config          what all configs need in order to be read from files
+unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
+unet            UNet: the denoising network
+autoencoder     Autoencoder: pictures to latents and back (its shape: autoencoder_config)
+bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
+tiling          large pictures in overlapping tiles
+clip            TextEncoder: token ids to embeddings
+lpips           LPIPS: how different two pictures look, in the features of a VGG network
+discriminator   PatchDiscriminator: what a first stage is trained against
+presets         the published models, by name
 """

@@ -21,6 +21,11 @@ Prompt = Annotated[Any, Field(description="what the picture should show")]
 ImagePath = Annotated[Any, Field(description="the picture to start from (PNG, JPEG or WebP)")]
 MaskPath = Annotated[Any, Field(description="white where the picture is to be repainted, black where it stays")]
 
+# What diffusers and A1111 call our options
+PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count", "n_iter": "count", "cfg_scale":
+               "guidance_scale", "denoising_strength": "strength", "scheduler": "sampler", "mask_image": "mask",
+               "generator": "seed", "callback": "watch", "init_image": "image"}  # fmt: skip
+
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -146,7 +151,9 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
     model = request_model(function)
     for name in values:
         if name not in model.model_fields:
-            raise InputError(f"unknown option {name!r}", remedy=nearest(name, model.model_fields))
+            word = PEERS_WORDS.get(name)
+            remedy = f"here it is called {word}" if word else nearest(name, model.model_fields)
+            raise InputError(f"unknown option {name!r}", remedy=remedy)
     try:
         request = model(**values)
     except ValidationError as error:

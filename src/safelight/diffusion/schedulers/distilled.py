@@ -60,7 +60,8 @@ class LCMScheduler(_Distilled):
 class TCDScheduler(_Distilled):
     """Trajectory consistency distillation (Zheng et al. 2024); `eta` in step() is the paper's gamma.
 
-    With return_dict=False the second of the tuple is x0 here, and the sample before its noise in diffusers.
+    With return_dict=False the second of the tuple is x0 here, and the sample before its noise in diffusers. With
+    `clip_sample` or `thresholding` x0 is clipped here, as the config says; diffusers' TCD passes over both.
     """
 
     sampler = "tcd"
