@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -74,13 +75,18 @@ def test_errors_name_the_thing_and_the_exit_code_says_whose_fault(arguments, cod
 
 def test_control_c_stops_cleanly(tmp_path):
     command = [sys.executable, "-m", "safelight", "a fox", "--steps", "1000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:  # the first remark comes once the command runs
-        if "stand-in" in line:
-            break
-    time.sleep(2)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    # A test run in the background ignores Ctrl-C, and its children would inherit that
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        try:
+            for line in process.stderr:  # the first remark comes once the command runs
+                if "stand-in" in line:
+                    break
+            time.sleep(2)
+            os.kill(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
     assert not list(tmp_path.glob("outputs/*"))
 
 
