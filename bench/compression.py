@@ -131,10 +131,8 @@ class Study:
     @cached_property
     def data(self) -> SceneData:
         """Scenes of one thing of the chosen groups."""
-        groups = set(self.asked.groups)
-        kept = open_collection(self.asked.data).where(
-            lambda entry: entry.meta.get("kind") == "sprite" and entry.meta.get("group") in groups
-        )
+        wanted = {("sprite", group) for group in self.asked.groups}
+        kept = open_collection(self.asked.data).where(lambda e: (e.meta.get("kind"), e.meta.get("group")) in wanted)
         return SceneData(kept, size=self.asked.size, mix=SCENES, layout=True, cache=self.out / "cache")
 
     def seconds(self) -> float:
@@ -160,8 +158,8 @@ class Study:
     def second(self, steps: int = 1) -> DiffusionRecipe:
         """The second stage: the same U-Net for every f, but for its first and last layer."""
         shape = {"channels": self.asked.channels, "multipliers": (1, 2, 4), "attention": (4,), "layers": 1}
-        rates = {"learning_rate": 1e-3, "batch_size": BATCH["diffusion"]}
-        return self.recipe(DiffusionRecipe, steps, conditioning="none", head_channels=16, **shape, **rates)
+        target = {"prediction_type": self.asked.prediction_type, "conditioning": "none", "head_channels": 16}
+        return self.recipe(DiffusionRecipe, steps, learning_rate=1e-3, batch_size=BATCH["diffusion"], **shape, **target)
 
     def judging(self, steps: int = 1) -> ClassifierRecipe:
         """The classifier that gives the features to measure by: few, so that few pictures are enough."""
@@ -184,7 +182,8 @@ class Study:
     def model(self, unet: UNet, autoencoder: Any) -> LatentDiffusion:
         """Both stages together."""
         networks = {"unet": unet, "autoencoder": autoencoder}
-        return LatentDiffusion(**networks, schedule=noise_schedule(), scheduler_config=SCHEDULER)
+        target = {"schedule": noise_schedule(), "prediction_type": self.asked.prediction_type}
+        return LatentDiffusion(**networks, **target, scheduler_config=SCHEDULER)
 
     def classifier_stage(self, recipe: ClassifierRecipe) -> tuple[ClassifierStage, ClassifierData]:
         """A new classifier, and its data."""
@@ -319,11 +318,10 @@ class Study:
             real, others = self.real
             made = torch.cat([as_bytes(autoencoder(unit(b).to(self.device))) for b in real.split(16)])
             figures, _ = compare_reconstructions(real, made, extractors)
-            start = self.seconds()
-            drawn = self.drawn(model)
+            start, drawn = self.seconds(), self.drawn(model)
             rate = len(drawn) / (self.seconds() - start)
             more, _ = compare_samples(drawn, real, others, extractors, seed=self.asked.seed)
-        self.keep(f, real, made, drawn)
+        self.keep(f, picture=real, reconstruction=made, sample=drawn)
         found = {
             "f": f,
             "latent": f"{self.asked.size // f}x{self.asked.size // f}x{LATENT_CHANNELS[f]}",
@@ -341,9 +339,9 @@ class Study:
                                  grid="trailing", seed=0, count=self.asked.count, batch_size=32)  # fmt: skip
         return torch.stack([from_image(picture) for picture in pictures])
 
-    def keep(self, f: int, real: Tensor, made: Tensor, drawn: Tensor) -> None:
-        """Keep a row of pictures for the sheets of all f."""
-        for name, pictures in (("picture", real), ("reconstruction", made), ("sample", drawn)):
+    def keep(self, f: int, **kinds: Tensor) -> None:
+        """Keep a row of pictures of each kind for the sheets of all f."""
+        for name, pictures in kinds.items():
             for i, picture in enumerate(images(pictures[:PER_SHEET])):
                 picture.save(self.out / f"f{f}" / f"{name}-{i}.png")
 
@@ -373,6 +371,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4096, help="whose latents the second stages train on")
     parser.add_argument("--count", type=int, default=256, help="pictures to measure on")
     parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--prediction-type", choices=["epsilon", "v_prediction"], default="v_prediction",
+                        help="the paper's is epsilon; v learns what is large sooner")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -103,7 +103,8 @@ def report(asked: Namespace, device: Any, results: Results, plan: Plan, sprites:
         f"--sampling-steps {asked.sampling_steps}`, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {facts['system']}, "
         f"{facts['device']}, torch {facts['torch']}.\n\n"
         f"{sprites:,} sprites of {', '.join(asked.groups)} at {asked.size} px; {2 * asked.minutes:g} minutes "
-        f"({clock}) for each f; a U-Net of {results[-1]['parameters']['U-Net'] / 1e6:.2f} M parameters; {asked.count} "
-        f"samples of {asked.sampling_steps} DDIM steps against {asked.count} new scenes; features of: {measured_by}. "
+        f"({clock}) for each f; a U-Net of {results[-1]['parameters']['U-Net'] / 1e6:.2f} M parameters, "
+        f"{asked.prediction_type}; {asked.count} samples of {asked.sampling_steps} DDIM steps against {asked.count} "
+        f"new scenes; features of: {measured_by}. "
         f"The last row compares these scenes with {asked.count} others.\n\n{table(results, plan)}\n"
     )
