@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, StableDiffusionPipeline, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
+from small_models import same_weights, small_pipeline
 
-from conftest import same_weights, small_pipeline
 from safelight.checkpoint.load import load_autoencoder, load_parts, load_text_encoder, load_unet
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_single_file

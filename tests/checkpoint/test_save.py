@@ -6,9 +6,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import same_weights, small_pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from conftest import same_weights, small_pipeline
 from safelight.checkpoint.convert import convert
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.save import save_folder, save_single_file
