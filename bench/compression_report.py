@@ -65,7 +65,6 @@ def plot(results: Results, plan: Plan, path: Path) -> None:
     draw(speed, "pictures a second", {**rates, "drawing": {r["f"]: r["drawn_per_second"] for r in results}})
     speed.set_yscale("log")
     speed.yaxis.set_major_formatter("{x:g}")
-    speed.yaxis.set_minor_formatter("{x:g}")
     for axis in (loss, likeness, manifold, speed):
         axis.set_xscale("log", base=2)
         axis.set_xticks([r["f"] for r in results], [str(r["f"]) for r in results])
