@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """A remark, for people only."""
-    Console(stderr=True).print(text, style="dim", highlight=False, markup=False, emoji=False)
+    """A remark, for people only. Lines are broken by the terminal alone, so that what is copied is whole."""
+    Console(stderr=True).print(text, style="dim", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
