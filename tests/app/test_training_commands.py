@@ -48,6 +48,14 @@ def first_stage(folder):
     return folder / "first" / "model"
 
 
+def test_the_features_before_a_first_stage_tell_how_they_are_doing(folder, tmp_path):
+    told = run("train", "autoencoder", folder / "pictures", "--run", tmp_path / "run", "--steps", 1, *FIRST,
+               "--features-steps", 20, "--sheet-every", 0)  # fmt: skip
+    steps = [line.split()[2] for line in told.splitlines() if line.startswith("features, step")]
+    assert steps == [f"{n}/20" for n in range(2, 21, 2)]
+    assert "of turns found" in told
+
+
 @pytest.fixture(scope="module")
 def second(folder, first_stage):
     averages = ["--ema-lengths", "0.05,0.1", "--ema-snapshot-every", "2"]
@@ -149,5 +157,6 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(folder, first_stage, 
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0 and "all is saved" in told
+    assert f"safelight train diffusion --run {tmp_path / 'run'}" in told.splitlines()  # whole, to be copied
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(checkpoint.name[5:]) >= 3

@@ -7,9 +7,10 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
@@ -119,27 +120,36 @@ def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> N
     from safelight.training.loop.distributed import World, once
     from safelight.training.loop.train import train
 
-    with loud_warnings(), stopping() as stop, World.entered(device) as world, bar(recipe.steps, world.first) as watch:
+    with loud_warnings(), stopping() as stop, World.entered(device) as world:
         once(lambda: write_run(run, stage, recipe))
         made = assembled(stage, recipe, run, world.device)
-        outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)
+        with bar(recipe.steps, world.first) as watch:
+            outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)
     if world.first and outcome.result is not None:
         typer.echo(outcome.result)
     elif world.first:
-        say(f"stopped after step {outcome.step} of {recipe.steps}; all is saved. Go on with: "
-            f"safelight train {stage} --run {run}")  # fmt: skip
+        say(f"stopped after step {outcome.step} of {recipe.steps}; all is saved. Go on with:")
+        say(f"safelight train {stage} --run {quote(str(run))}")
 
 
 def assembled(stage: str, recipe: Any, run: Path, device: Any) -> Any:
-    """The stage and the data of a recipe."""
+    """The stage and the data of a recipe. Of the features that a first stage may need before, a bar tells."""
     from safelight.training.loop import assembly
 
     if stage == "classifier":
         from safelight.training.evaluation.classifier import assemble_classifier
 
         return assemble_classifier(recipe, run, device)
-    make = assembly.assemble_diffusion if stage == "diffusion" else assembly.assemble_autoencoder
-    return make(recipe, run, device)
+    if stage == "diffusion":
+        return assembly.assemble_diffusion(recipe, run, device)
+    with bar(recipe.features_steps, True, "features, step") as watch:
+        every = max(recipe.features_steps // 10, 1)
+
+        def told(step: int, loss: Any, found: Any) -> None:
+            due = (step + 1) % every == 0
+            watch(step + 1, {"loss": float(loss), "turns found": float(found)} if due else None)
+
+        return assembly.assemble_autoencoder(recipe, run, device, watch=told)
 
 
 @contextmanager
@@ -172,8 +182,11 @@ def loud_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def bar(steps: int, shown: bool) -> Iterator[Callable[[int, "Row | None"], None]]:
-    """A progress bar with loss, samples per second and time to go; what it gives is the loop's `watch`."""
+def bar(steps: int, shown: bool, what: str = "step") -> Iterator[Callable[[int, "Row | None"], None]]:
+    """A progress bar, lines without a terminal, of what is told of each step; it gives the loop's `watch`.
+
+    It appears with the first step that is told, so that something with a bar of its own may come before.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -183,21 +196,27 @@ def bar(steps: int, shown: bool) -> Iterator[Callable[[int, "Row | None"], None]
     task: TaskID = progress.add_task("", total=steps)
 
     def watch(step: int, row: "Row | None") -> None:
+        if console.is_terminal:
+            progress.start()
         progress.update(task, completed=step)
         if row is not None:
             progress.update(task, description=in_words(row))
             if not console.is_terminal:
-                say(f"step {step}/{steps}  {in_words(row)}")
+                say(f"{what} {step}/{steps}  {in_words(row)}")
 
-    with progress if shown and console.is_terminal else nullcontext():
+    try:
         yield watch if shown else lambda step, row: None
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def in_words(row: "Row") -> str:
     """A row of the log in a few words."""
-    losses = [f"{name} {row[name]:.4f}" for name in row if name.split("/")[0].endswith("loss")][:2]
-    skipped = [f"{row['skipped']} skipped"] if row["skipped"] else []
-    return "  ".join([*losses, f"{row['samples_per_second']:.1f} samples/s", *skipped])
+    words = [f"{name} {row[name]:.4f}" for name in row if name.split("/")[0].endswith("loss")][:2]
+    words += [f"{row['turns found']:.0%} of turns found"] if "turns found" in row else []
+    words += [f"{row['samples_per_second']:.1f} samples/s"] if "samples_per_second" in row else []
+    return "  ".join([*words, *([f"{row['skipped']} skipped"] if row.get("skipped") else [])])
 
 
 def precompute_command() -> Callable[..., Any]:

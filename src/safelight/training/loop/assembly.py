@@ -33,7 +33,7 @@ from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, Diffu
 from safelight.training.stages.autoencoder import AutoencoderStage
 from safelight.training.stages.conditioning import token_ids
 from safelight.training.stages.diffusion import DiffusionStage
-from safelight.training.stages.features_net import stand_in
+from safelight.training.stages.features_net import Watch, stand_in
 from safelight.training.stages.perceptual import load_perceptual
 from safelight.training.stages.stage import Stage
 
@@ -79,15 +79,17 @@ def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device)
     return Assembled(stage, data, about(recipe, data, {"U-Net": model.unet, "text encoder": model.text_encoder}))
 
 
-def assemble_autoencoder(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Assembled:
-    """Make the first stage of a recipe."""
+def assemble_autoencoder(
+    recipe: AutoencoderRecipe, run: Path, device: torch.device, *, watch: Watch = lambda step, loss, found: None
+) -> Assembled:
+    """Make the first stage of a recipe. `watch` is told of stand-in features' training, if there must be any first."""
     data = data_set(recipe, recipe, captions="optional")
     if isinstance(data, LatentData):
         raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
     if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
         path, steps = run / "features.safetensors", recipe.features_steps
-        perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device)
+        perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device, watch=watch)
     with seeded(recipe.seed):
         if recipe.init is not None:
             autoencoder = load_autoencoder(recipe.init, dtype=torch.float32)
