@@ -243,7 +243,7 @@ class Study:
     def running(self, stage: Any, data: Any, recipe: Any, folder: Path) -> Callable[[], None]:
         """A function that makes a step of a training."""
         trainer = Trainer(stage, data, folder, recipe, World(device=self.device))
-        batches = trainer._batches()
+        batches = trainer.batches()
 
         def step() -> None:
             trainer.forward_backward(batches)

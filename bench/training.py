@@ -134,7 +134,7 @@ def main() -> None:
         running = {}
         for name, net in nets.items():
             trainer = Trainer(Pass(net, device), samples, Path(folder) / name, loop, World(device=device))
-            batches = trainer._batches()
+            batches = trainer.batches()
             trainer.forward_backward(batches)
             losses[name] = trainer.figures.read()["loss"]
             trainer.update()

@@ -65,7 +65,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
 
 def gradients(run_stage, run, **options):
     trainer = Trainer(run_stage, MomentData(), run, config(**options), World())
-    trainer.forward_backward(trainer._batches())
+    trainer.forward_backward(trainer.batches())
     return {f"{n}.{k}": p.grad for n, m in run_stage.modules.items() for k, p in m.named_parameters()}
 
 
@@ -93,7 +93,7 @@ class NoSync(TorchDispatchMode):
 def test_a_step_on_latents_asks_the_device_for_nothing(tmp_path, text, precision):
     built = stage(train_text_encoder=text == "ids", weighting="min_snr", offset_noise=0.1)
     trainer = Trainer(built, MomentData(text=text), tmp_path, config(precision=precision, clip=0.5), World())
-    batch = trainer._batches()
+    batch = trainer.batches()
     before = weights(built)
     trainer.forward_backward(batch)  # the first step may prepare things, such as the null caption's context
     trainer.update()
@@ -114,7 +114,7 @@ def test_a_step_does_not_wait_for_a_gpu(tmp_path, text):
     trainer = Trainer(built, batches, tmp_path, config(precision="bfloat16", accumulate=2), world)
     ready = [batches.batch(0, [2 * i, 2 * i + 1], "cuda") for i in range(8)]  # the data's own copies are not at issue
     batches.batch = lambda seed, numbers, device: ready[numbers[0] // 2]
-    batch = trainer._batches()
+    batch = trainer.batches()
     trainer.forward_backward(batch)
     trainer.update()
     torch.cuda.set_sync_debug_mode("error")

@@ -123,7 +123,7 @@ class Trainer:
 
     def until(self, stop: Callable[[], bool], watch: Watch) -> bool:
         """Make steps until the last one, or until asked to stop; save. Returns whether all steps are done."""
-        batch = self._batches()
+        batch = self.batches()
         self._clock = self._mark = time.monotonic()
         self._logged = self.step
         watch(self.step, None)
@@ -153,7 +153,7 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _batches(self) -> Iterator[tuple[Any, BatchNoise]]:
+    def batches(self) -> Iterator[tuple[Any, BatchNoise]]:
         """Micro-batches from the run's present place on, each with its random numbers."""
         c, world = self.config, self.world
         start, size = self.step * c.batch_size, c.batch_size // c.accumulate
