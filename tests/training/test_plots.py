@@ -24,6 +24,16 @@ def test_panels_are_for_what_was_measured(tmp_path):
     assert Image.open(plot_curves(rows, tmp_path / "a.png")).format == "PNG"
 
 
+def test_what_is_measured_over_decades_has_a_logarithmic_axis_and_a_learning_rate_has_not(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    savefig = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
+    rows = [{"step": i, "loss": 10.0**-i, "learning_rate": 10.0**-i} for i in range(1, 5)]
+    plot_curves(rows, tmp_path / "a.png")
+    assert [axes.get_yscale() for axes in drawn[0].axes] == ["log", "linear"]
+
+
 def test_the_log_drops_what_will_be_made_again_and_half_a_line(tmp_path):
     log = Log(tmp_path)
     for step in (1, 2, 3):

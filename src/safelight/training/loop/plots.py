@@ -15,8 +15,9 @@ POINTS = 30  # the bold line's running mean reaches about the n-th part of the r
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> Path:
     """Draw every figure of a log over the steps, each in its own panel, and write the picture to `path`.
 
-    The faint line is what was measured, the bold one its running mean. Positive figures that span more than two orders
-    of magnitude have a logarithmic axis; figures that were 0 throughout are left out. Raises MissingPartError without
+    The faint line is what was measured, the bold one its running mean. Positive measurements that span more than two
+    orders of magnitude have a logarithmic axis (on which a learning rate's last step, next to 0, would hide its
+    course); figures that were 0 throughout are left out. Raises MissingPartError without
     matplotlib.
     """
     try:
@@ -38,7 +39,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = "
             axes.plot(steps, smoothed(values), color="tab:blue", linewidth=1.8)
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.grid(alpha=0.25)
-        if min(values) > 0 and max(values) > 100 * min(values):
+        if not exact and min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
         if i > len(names) - columns:
             axes.set_xlabel("step")
