@@ -7,5 +7,7 @@ steering    prompts planned and encoded, and which of them acts at which step
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 pictures    pictures <-> tensors, and PNG files
+animation   pictures -> GIF, WebP and MP4 files
+files       files that appear whole or not at all
 standin     a small untrained model for trying things out
 """

@@ -1,10 +1,8 @@
 """Pictures outside and tensors inside: reading, sizing, masking and writing them."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from safelight.errors import InputError
+from safelight.pipeline.files import write_new
 
 # The rare decoders of an imaging library are where its holes are; these three are what people have.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -102,29 +101,7 @@ def check_folder(path: Path) -> None:
 
 def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG whole or not at all, never over an existing file: a number is added to the name instead."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(suffix=".png", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        return _named(Path(temporary), path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _named(temporary: Path, path: Path) -> Path:
-    """Give a finished file the first free name of path, path-2, path-3, …, claimed so that no two writers share one."""
-    temporary.chmod(0o644)
-    for number in count(1):
-        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        try:
-            name.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        return temporary.replace(name)
-    raise AssertionError("unreachable")
+    return write_new(path, lambda file: image.save(file, format="PNG"))
 
 
 def _opened(picture: Any, what: str) -> Image.Image:
