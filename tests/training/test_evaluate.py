@@ -198,6 +198,26 @@ def test_plain_collections_compare_with_other_splits(tmp_path):
     assert references.unseen is references.new
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_where_no_real_pictures_are_left_to_compare_with_the_report_says_so(splits, tmp_path):
+    chance, rows = torch.Generator().manual_seed(0), []
+    for i in range(12):
+        noise = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=chance)
+        Image.fromarray(noise.numpy()).save(tmp_path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": "", "split": "test" if splits and i % 2 else "train"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked_for = EvaluateOptions(data=str(tmp_path), count=6, neighbours=6)
+    report = evaluate(tmp_path, asked_for, device="cpu")
+    told = " ".join(report.remarks)
+    if splits:  # six of them: one set, and no other
+        assert "6 more pictures, and the 6 of this collection are too few" in told and "--count up to 3" in told
+        assert "knows no splits" not in told
+    else:
+        assert "knows no splits" in told and "too few" not in told
+    assert told in " ".join(line.removeprefix("* ") for line in report.markdown().splitlines())
+    assert report.as_dict()["remarks"] == list(report.remarks)
+
+
 # Pictures that are known
 
 

@@ -73,6 +73,8 @@ def run(model: str, options: EvaluateOptions, out: Path, device: str | None, as_
          "real": "" if one.real is None else f"{one.real:.4g}", "n": one.pictures, "by": one.by}
         for one in report.figures
     ])  # fmt: skip
+    for remark in report.remarks:
+        say(remark)
     say(f"the whole report, and sheets to look at, are in {out}")
 
 

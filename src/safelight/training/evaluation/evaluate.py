@@ -185,6 +185,7 @@ class _Evaluation:
     sheets: dict[str, Image.Image] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def measure(self, what: str) -> None:
         """Do one section."""
@@ -219,7 +220,10 @@ class _Evaluation:
             self._keep(*compare_variety(varied, prompts, real, self.tools.extractors), "variety")
         if o.neighbours:
             training = self._bytes("reading the training", self.real.training.batches(o.neighbours, o.batch_size))
-            known = others if self.real.apart else None
+            known = others if self.real.apart and len(others) else None
+            if not self.real.apart:
+                self.remarks.append("No figures of real pictures stand beside the distances to training pictures: this "
+                                    "collection knows no splits, so that none is sure to be new.")  # fmt: skip
             self._keep(*compare_copies(drawn, training, known, self.tools.extractors), "nearest")
 
     def _prompts(self) -> None:
@@ -236,6 +240,10 @@ class _Evaluation:
         """Further real pictures, to compare real ones with; none where there are no others."""
         o, source = self.options, self.real.new
         if source.limit is not None and source.limit < 2 * o.count:
+            self.remarks.append(
+                f"Samples have no figures of real pictures beside theirs: those would be of {o.count} more pictures, "
+                f"and the {source.limit} of this collection are too few. Give more, or a --count up to {source.limit // 2}."
+            )
             return torch.zeros(0, 3, self.real.size, self.real.size, dtype=torch.uint8)
         return self._bytes("reading pictures", source.batches(o.count, o.batch_size, start=o.count))
 
@@ -313,7 +321,7 @@ class _Evaluation:
             "seconds": self.seconds,
             "machine": machine(self.device),
         }
-        return Report(about, tuple(self.figures), self.sheets)
+        return Report(about, tuple(self.figures), self.sheets, tuple(self.remarks))
 
 
 def asked(

@@ -43,11 +43,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """All figures of one evaluation. `about` says of what, on what, and how; `sheets` are to be looked at."""
+    """All figures of one evaluation. `about` says of what, on what, and how; `sheets` are to be looked at.
+
+    `remarks` say why something that could be expected is not there.
+    """
 
     about: Mapping[str, Any]
     figures: tuple[Figure, ...]
     sheets: Mapping[str, Image.Image] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def value(self, section: Section, name: str) -> float:
         """Look a figure up. Raises KeyError."""
@@ -59,7 +63,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for JSON; infinity, which JSON lacks, is the text "infinity"."""
         rows = [{key: _plain(value) for key, value in asdict(figure).items()} for figure in self.figures]
-        return {**self.about, "figures": rows}
+        return {**self.about, "figures": rows, "remarks": list(self.remarks)}
 
     def markdown(self) -> str:
         """Give a table for each section, and what the figures were taken with, for a model card."""
@@ -68,6 +72,7 @@ class Report:
             rows = [figure for figure in self.figures if figure.section == section]
             if rows:
                 parts.append(f"### {title}\n\n{_table(rows)}")
+        parts += [f"* {_cell(remark)}\n" for remark in self.remarks]
         return "\n".join(parts)
 
     def write(self, folder: Path) -> None:
