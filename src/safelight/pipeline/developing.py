@@ -19,7 +19,8 @@ from safelight.errors import InputError, NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
-from safelight.pipeline.steering import Steering, Words, steer, steered
+from safelight.pipeline.steering import Steering, batches, steer, steered, together
+from safelight.pipeline.wording import Words, worded
 
 # Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 5 KB a pixel; this is 10 GB.
 TILE_ABOVE_PIXELS = 1536 * 1408
@@ -53,24 +54,23 @@ def develop(
         what = "this model was trained to inpaint: it needs a picture and a mask beside the words"
         raise InputError(what, remedy="use `inpaint`, or load a model for text to image")
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
-    positive, negative = steer(model, prompt, settings)
-    kind, count = find(settings["sampler"]), settings["count"]
-    batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
-    total = len(positive) * count
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
+    words = worded(prompt, settings, first)
+    encoded = [steer(model, *pair, settings) for pair in words.pairs()]
+    pairs = [encoded[row] for row in words.rows]
+    kind = find(settings["sampler"])
+    batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     shape = (model.autoencoder.config.embed_dim, h, w)
     finished = []
-    for start in range(0, total, batch_size):
-        numbers = range(start, min(start + batch_size, total))
-        rows = [k // count for k in numbers]
-        against = negative.pick(rows) if negative is not None else None
-        denoise = guide(model, grid, positive.pick(rows), against, settings, concat)
+    for numbers in batches(pairs, batch_size):
+        denoise = guide(model, grid, *together([pairs[k] for k in numbers]), settings, concat)
         seeds = [first + k for k in numbers]
         finished.append(walk(denoise, grid.last(strength), seeds, shape, model.device, settings, latent, blend))
     latents = torch.cat(finished).cpu()
     images = tuple(to_pil(decode(model, one[None], settings["tile"])[0]) for one in latents)
-    return Pictures(images, tuple(range(first, first + total)), latents)
+    every = tuple(range(first, first + len(images)))
+    return Pictures(images, every, latents, words.each(words.prompts), words.each(words.negatives))
 
 
 def guide(

@@ -8,6 +8,7 @@ A field with `exclude=True` is for Python callers only: it is no part of a pictu
 from collections.abc import Callable
 from functools import cache
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -25,6 +26,9 @@ MaskPath = Annotated[Any, Field(description="white where the picture is to be re
 PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count", "n_iter": "count", "cfg_scale":
                "guidance_scale", "denoising_strength": "strength", "scheduler": "sampler", "mask_image": "mask",
                "generator": "seed", "callback": "watch", "init_image": "image"}  # fmt: skip
+
+# What has done its work once a picture's words are settled: a recipe holds those words instead, and no path
+WORDING = ("dynamic_prompts", "wildcards", "styles", "styles_file")
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
 
@@ -84,6 +88,19 @@ class Settings(TypedDict, total=False):
     emphasis: Annotated[
         Literal["original", "no_norm", "ignore", "comfyui", "compel"] | None,
         Field(default=None, description="what (word:1.2) does to the encoded prompt; by default what its syntax does"),
+    ]
+    dynamic_prompts: Annotated[
+        bool, Field(default=False, description="make the choices {a|b} and __name__ for each picture, by its seed")
+    ]
+    wildcards: Annotated[
+        Path | None,
+        Field(default=None, description="folder of .txt files for __name__; switches dynamic prompts on"),
+    ]
+    styles: Annotated[
+        list[str] | None, Field(default=None, description="names of styles to write around the prompt, in turn")
+    ]
+    styles_file: Annotated[
+        Path, Field(default=Path("styles.csv"), description="where styles stand: name,prompt,negative_prompt")
     ]
     prompt_delay: Annotated[
         int,

@@ -21,17 +21,21 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 
 @dataclass(frozen=True)
 class Pictures(Sequence[Image.Image]):
-    """What a task returns: PIL images, each with the seed and the latent that it was developed from.
+    """What a task returns: PIL images, each with the seed, the latent and the words that it was developed from.
 
     Attributes:
         images: RGB images.
         seeds: one for each image; the same seed alone gives the same picture.
         latents: (B, C, h, w), scaled, float32, on the CPU.
+        prompts: one for each image, with its styles around it and its choices made; None where it was a `Condition`.
+        negative_prompts: likewise.
     """
 
     images: tuple[Image.Image, ...]
     seeds: tuple[int, ...]
     latents: Tensor
+    prompts: tuple[str | None, ...] = ()
+    negative_prompts: tuple[str | None, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...

@@ -5,10 +5,10 @@ belongs to step k, counted from 1, of the whole grid. So a prompt's schedule mea
 task that walks only the last part of the grid. (AUTOMATIC1111 counts the calls of the network instead.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, groupby
 from math import inf
-from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +16,11 @@ from safelight.diffusion.composition import Composition, composed, rows_of, sche
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.samplers import Denoise
-from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.text.encoding import Course, encode_plans
 from safelight.text.schedule import PromptPlan, plan_prompt
 from safelight.text.weights import OF_SYNTAX
-
-Words = str | Sequence[str] | Condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +38,16 @@ class Steering:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @classmethod
+    def joined(cls, several: Sequence["Steering"]) -> "Steering":
+        """The prompts of several, one after another. Their conditions must have equal shapes."""
+        starts = accumulate((one.condition.batch for one in several), initial=0)
+        moved = [
+            tuple(tuple(course.moved(start) for course in courses) for courses in one.prompts)
+            for one, start in zip(several, starts, strict=False)
+        ]
+        return cls(Condition.cat([one.condition for one in several]), tuple(chain.from_iterable(moved)))
+
     def pick(self, prompts: Sequence[int]) -> "Steering":
         """The prompts of some pictures, in their order."""
         return Steering(self.condition, tuple(self.prompts[k] for k in prompts))
@@ -56,44 +63,51 @@ class Steering:
         return Composition(rows_of(self.condition, rows, concat), owners, weights)
 
 
+Pair = tuple[Steering, Steering | None]
+
+
 def step_of(grid: Grid, sigma: float, late: int = 0) -> int:
     """The step, from 1, to which an evaluation at `sigma` belongs; schedules that come `late` see an earlier one."""
     reached = sum(level >= sigma * (1 - 1e-6) for level in grid.sigmas[:-1])
     return min(max(reached - late, 1), max(len(grid), 1))
 
 
-def steer(model: LatentDiffusion, prompt: Words, settings: Settings) -> tuple[Steering, Steering | None]:
-    """The prompts and the negative prompts, encoded; the second is None where guidance would not use it.
+def steer(model: LatentDiffusion, prompt: str | Condition, negative: str | Condition, settings: Settings) -> Pair:
+    """A prompt and its negative prompt, encoded; the second is None where guidance would not use it.
 
     Both are encoded together, so that a long prompt and a short negative prompt get the same length.
     """
-    negative = settings["negative_prompt"]
-    if isinstance(prompt, Condition):
-        positive, plans = Steering.of(prompt), []
-    else:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(one, str) for one in prompts):
-            raise InputError(f"prompt: {prompt!r} is not text", remedy="give a string, several strings, or a Condition")
-        positive, plans = None, [_plan(one, settings) for one in prompts]
-    count = len(positive) if positive is not None else len(plans)
+    positive = Steering.of(prompt) if isinstance(prompt, Condition) else None
+    plans = [] if isinstance(prompt, Condition) else [_plan(prompt, settings)]
     composes = any(len(plan.tracks) > 1 or plan.tracks[0].weight != 1 for plan in plans)
     if settings["guidance_scale"] == 1 and not composes:
         return positive or _encoded(model, plans, settings), None
     if isinstance(negative, Condition):
-        return positive or _encoded(model, plans, settings), Steering.of(negative.expand(count))
-    against = [_plan(one, settings, composable=False) for one in _negatives(negative, count)]
-    both = _encoded(model, [*plans, *against], settings)
+        return positive or _encoded(model, plans, settings), Steering.of(negative)
+    both = _encoded(model, [*plans, _plan(negative, settings, composable=False)], settings)
     if both.condition.context is None and positive is None:  # a model without text has nothing to guide by
         return both, None
-    return positive or both.pick(range(count)), both.pick(range(len(plans), len(plans) + count))
+    return positive or both.pick([0]), both.pick([len(plans)])
 
 
-def _negatives(negative: Any, count: int) -> list[str]:
-    negatives = [negative] * count if isinstance(negative, str) else list(negative)
-    if len(negatives) != count:
-        what = f"{len(negatives)} negative prompts for {count} prompts"
-        raise InputError(what, remedy="give one, or one for each prompt")
-    return negatives
+def batches(pairs: Sequence[Pair], size: int) -> Iterator[list[int]]:
+    """The numbers of pictures, in order, that go through the network together: at most `size`, all steered alike.
+
+    Contexts of several lengths do not share a batch: filled up to one length they would give other pictures.
+    """
+    kinds = [(a.condition.shapes, b.condition.shapes if b is not None else None) for a, b in pairs]
+    for _, numbers in groupby(range(len(pairs)), key=kinds.__getitem__):
+        alike = list(numbers)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def together(pairs: Sequence[Pair]) -> Pair:
+    """What steers a batch of pictures, from what steers each."""
+    distinct = {id(pair): pair for pair in pairs}
+    rows = [list(distinct).index(id(pair)) for pair in pairs]
+    negatives = [b for _, b in distinct.values() if b is not None]
+    positive = Steering.joined([a for a, _ in distinct.values()]).pick(rows)
+    return positive, Steering.joined(negatives).pick(rows) if negatives else None
 
 
 def _plan(text: str, settings: Settings, *, composable: bool = True) -> PromptPlan:

@@ -44,6 +44,10 @@ class Course:
         """The row of the contexts that acts at a step, counted from 1."""
         return next((row for last, row in self.rows if step <= last), self.rows[-1][1])
 
+    def moved(self, places: int) -> "Course":
+        """The same course where its contexts stand some places further down."""
+        return Course(self.weight, tuple((last, row + places) for last, row in self.rows))
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedPlans:
