@@ -34,6 +34,7 @@ from safelight.training.stages.autoencoder import AutoencoderStage
 from safelight.training.stages.conditioning import token_ids
 from safelight.training.stages.diffusion import DiffusionStage
 from safelight.training.stages.features_net import Watch, stand_in
+from safelight.training.stages.norms import check_autoencoder_norms, check_unet_norms
 from safelight.training.stages.perceptual import load_perceptual
 from safelight.training.stages.stage import Stage
 
@@ -72,6 +73,8 @@ def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device)
         model = diffusion_model(recipe, data, classes, run).to(device, torch.float32)
     if isinstance(data, LatentData):
         data.check(model.autoencoder)
+    side = latent_side(recipe, data, model.autoencoder.config)
+    check_unet_norms(model.unet.config, (side, side))
     update: dict[str, Any] = {"train_text_encoder": recipe.train_text_encoder or new_text_encoder(recipe)}
     if not recipe.sheet_prompts:
         update["sheet_prompts"] = sheet_prompts(recipe, data, classes)
@@ -86,15 +89,15 @@ def assemble_autoencoder(
     data = data_set(recipe, recipe, captions="optional")
     if isinstance(data, LatentData):
         raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
+    given = None if recipe.init is None else load_autoencoder(recipe.init, dtype=torch.float32)
+    config = given.config if given is not None else autoencoder_config(recipe)
+    check_autoencoder_norms(config, (recipe.size, recipe.size))
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
     if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
         path, steps = run / "features.safetensors", recipe.features_steps
         perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device, watch=watch)
     with seeded(recipe.seed):
-        if recipe.init is not None:
-            autoencoder = load_autoencoder(recipe.init, dtype=torch.float32)
-        else:
-            autoencoder = Autoencoder(autoencoder_config(recipe))
+        autoencoder = given if given is not None else Autoencoder(config)
         autoencoder.requires_grad_(True).to(device)
         stage = AutoencoderStage(autoencoder, recipe, data, perceptual=perceptual, seed=recipe.seed)
     return Assembled(stage, data, about(recipe, data, {"autoencoder": autoencoder}))
@@ -192,11 +195,7 @@ def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[
         raise InputError("training the second stage needs a first one", remedy=remedy)
     autoencoder = load_autoencoder(recipe.autoencoder, dtype=torch.float32)
     tokenizer, text_encoder = text_parts(recipe, data, run) if recipe.conditioning == "text" else (None, None)
-    side = (
-        data.shards[0].shape("moments")[-1]
-        if isinstance(data, LatentData)
-        else recipe.size // autoencoder.config.factor
-    )
+    side = latent_side(recipe, data, autoencoder.config)
     unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes), side))
     return tuned(
         LatentDiffusion(
@@ -211,6 +210,11 @@ def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[
         ),
         recipe,
     )
+
+
+def latent_side(recipe: DataConfig, data: Data[Any], first: AutoencoderConfig) -> int:
+    """The side of the latents that the data gives."""
+    return data.shards[0].shape("moments")[-1] if isinstance(data, LatentData) else recipe.size // first.factor
 
 
 def tuned(model: LatentDiffusion, recipe: DiffusionRecipe) -> LatentDiffusion:

@@ -2,6 +2,7 @@
 
 stage            what the loop knows of a stage: losses of a batch, a sheet to look at, a result to write
 noise            random numbers of a batch that do not depend on how it is split
+norms            whether a network fits its pictures: group norms of one value are found before they train
 
 autoencoder      the first stage: how its losses are put together (options: autoencoder_config)
 adversarial      those losses one by one, as functions of tensors
