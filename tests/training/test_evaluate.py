@@ -210,7 +210,7 @@ def test_where_no_real_pictures_are_left_to_compare_with_the_report_says_so(spli
     report = evaluate(tmp_path, asked_for, device="cpu")
     told = " ".join(report.remarks)
     if splits:  # six of them: one set, and no other
-        assert "6 more pictures, and the 6 of this collection are too few" in told and "--count up to 3" in told
+        assert "6 more pictures, and the 6 of this collection are too few" in told and "--count 3" in told
         assert "knows no splits" not in told
     else:
         assert "knows no splits" in told and "too few" not in told

@@ -242,7 +242,7 @@ class _Evaluation:
         if source.limit is not None and source.limit < 2 * o.count:
             self.remarks.append(
                 f"Samples have no figures of real pictures beside theirs: those would be of {o.count} more pictures, "
-                f"and the {source.limit} of this collection are too few. Give more, or a --count up to {source.limit // 2}."
+                f"and the {source.limit} of this collection are too few; give more, or --count {source.limit // 2}."
             )
             return torch.zeros(0, 3, self.real.size, self.real.size, dtype=torch.uint8)
         return self._bytes("reading pictures", source.batches(o.count, o.batch_size, start=o.count))
