@@ -32,10 +32,25 @@ def test_draws_from_bare_words_and_never_overwrites(tmp_path):
         drawn = run("a red fox", "--steps", 1, "--seed", 3, "--width", 64, "--height", 64, "--json", cwd=tmp_path)
         assert drawn.returncode == 0, drawn.stderr
     picture = json.loads(drawn.stdout)["pictures"][0]
-    assert picture == {"path": "outputs/a-red-fox-3-2.png", "seed": 3, "width": 64, "height": 64}
+    assert picture == {
+        "path": "outputs/a-red-fox-3-2.png",
+        "seed": 3,
+        "prompt": "a red fox",
+        "width": 64,
+        "height": 64,
+    }
     first, second = (Image.open(tmp_path / "outputs" / name) for name in ("a-red-fox-3.png", "a-red-fox-3-2.png"))
     assert first.tobytes() == second.tobytes()
     assert "untrained" in drawn.stderr
+
+
+def test_says_which_words_were_drawn(tmp_path):
+    (tmp_path / "animal.txt").write_text("wolf\n")
+    (tmp_path / "styles.csv").write_text("name,prompt\nink,in ink\nold,very old\n")
+    words = ("--wildcards", tmp_path, "--styles", "ink", "--styles", "old")
+    drawn = run("a {red|red} __animal__", *words, "--steps", 1, "--width", 64, "--height", 64, cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert "a red wolf, in ink, very old" in drawn.stderr
 
 
 def test_redraws_and_inpaints_files(tmp_path):

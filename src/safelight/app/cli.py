@@ -159,11 +159,13 @@ def draw(
         pictures = task(load(model, **loading), watch=progress.watch, **given)
     stem = file_stem(given.get("prompt") or Path(str(given.get("image", "picture"))).stem)
     rows = []
-    for image, seed in zip(pictures.images, pictures.seeds, strict=True):
+    for image, seed, prompt in zip(pictures.images, pictures.seeds, pictures.prompts, strict=True):
         path = save_png(image, out / f"{stem}-{seed}.png")
-        rows.append({"path": str(path), "seed": seed, "width": image.width, "height": image.height})
+        rows.append({"path": str(path), "seed": seed, "prompt": prompt, "width": image.width, "height": image.height})
         if not as_json:
             typer.echo(path)
+            if prompt != given["prompt"]:
+                say(prompt or "(no words)")
     if as_json:
         typer.echo(json.dumps({"model": model, "pictures": rows}))
 
