@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from functools import wraps
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +16,10 @@ import typer
 
 from safelight import __version__
 from safelight.app import evaluate_command, training_commands
-from safelight.app.console import Progress, error, say, table
-from safelight.errors import InputError, SafelightError
+from safelight.app.console import Progress, say, table
+from safelight.app.options import DEFAULT_MODEL, LOADING, JsonOption, ModelOption, OutOption, answers, as_option, field
 from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.tasks import TASKS
-
-DEFAULT_MODEL = "random"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,25 +28,6 @@ app = typer.Typer(
     help=f'Safelight {__version__}: latent diffusion. Draw with: safelight "a red fox in the snow"',
 )
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single file or hub id of a model")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
-
-# How to load a model, beside its name: what `safelight.load` takes
-LOADING: dict[str, tuple[Any, Any]] = {
-    "device": (None, DeviceOption),
-    "dtype": (None, DtypeOption),
-    "variant": (None, Annotated[str | None, typer.Option(help="of a folder's files, such as fp16")]),
-    "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
-    "vae": (None, Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]),
-    "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),
-    "prediction_type": (
-        None,
-        Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if the model does not say")],
-    ),
-}
 # What every drawing command takes around its task's own keywords: name -> (default, option)
 AROUND: dict[str, tuple[Any, Any]] = {
     "model": (DEFAULT_MODEL, ModelOption),
@@ -75,28 +53,6 @@ def main() -> None:
     app(arguments, prog_name="safelight")
 
 
-def answers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what a command raises into a message and an exit code."""
-
-    @wraps(function)
-    def command(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except SafelightError as failure:
-            error(failure.what, failure.remedy)
-            raise typer.Exit(2 if isinstance(failure, InputError) else 1) from None
-        except BrokenPipeError:  # whoever read the output has left, as `head` does; click ends quietly
-            raise
-        except OSError as failure:  # a full disk, a lost mount, a file that may not be read
-            error(str(failure), "check the disk's space and the permissions")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            error("stopped", "nothing was left half written")
-            raise typer.Exit(130) from None
-
-    return command
-
-
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     """Print the version if asked; everything else is a command."""
@@ -111,28 +67,12 @@ def drawing_command(task: Callable[..., Any]) -> Callable[..., Any]:
         around = {name: given.pop(name) for name in AROUND}
         draw(task, given, **around)
 
-    own = [as_option(p) for p in parameters(task).values() if not _field(p).exclude]
+    own = [as_option(p) for p in parameters(task).values() if not field(p).exclude]
     around = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in AROUND.items()]
     command.__signature__ = Signature(own + around)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in own + around}
     command.__doc__ = (task.__doc__ or "").split("\n\n")[0]
     return answers(command)
-
-
-def as_option(parameter: Parameter) -> Parameter:
-    """A task's keyword as a Typer parameter. What is `Any` in Python (a picture, words) is a string here."""
-    kind = parameter.annotation.__origin__
-    kind = str if kind is Any else kind
-    description = _field(parameter).description
-    positional = parameter.default is Parameter.empty or parameter.name == "prompt"
-    info = typer.Argument(help=description) if positional else typer.Option(help=description)
-    return Parameter(
-        parameter.name, Parameter.KEYWORD_ONLY, default=parameter.default, annotation=Annotated[kind, info]
-    )
-
-
-def _field(parameter: Parameter) -> Any:
-    return parameter.annotation.__metadata__[0]
 
 
 def draw(

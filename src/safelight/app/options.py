@@ -1,0 +1,73 @@
+"""What commands share: how to load a model, where to write, a task's keywords as options, errors as messages."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from safelight.app.console import error
+from safelight.errors import InputError, SafelightError
+
+DEFAULT_MODEL = "random"
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single file or hub id of a model")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+# How to load a model, beside its name: what `safelight.load` takes
+LOADING: dict[str, tuple[Any, Any]] = {
+    "device": (None, DeviceOption),
+    "dtype": (None, DtypeOption),
+    "variant": (None, Annotated[str | None, typer.Option(help="of a folder's files, such as fp16")]),
+    "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
+    "vae": (None, Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]),
+    "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),
+    "prediction_type": (
+        None,
+        Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if the model does not say")],
+    ),
+}
+
+
+def answers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn what a command raises into a message and an exit code."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SafelightError as failure:
+            error(failure.what, failure.remedy)
+            raise typer.Exit(2 if isinstance(failure, InputError) else 1) from None
+        except BrokenPipeError:  # whoever read the output has left, as `head` does; click ends quietly
+            raise
+        except OSError as failure:  # a full disk, a lost mount, a file that may not be read
+            error(str(failure), "check the disk's space and the permissions")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            error("stopped", "nothing was left half written")
+            raise typer.Exit(130) from None
+
+    return command
+
+
+def as_option(parameter: Parameter) -> Parameter:
+    """A task's keyword as a Typer parameter. What is `Any` in Python (a picture, words) is a string here."""
+    kind = parameter.annotation.__origin__
+    kind = str if kind is Any else kind
+    description = field(parameter).description
+    positional = parameter.default is Parameter.empty or parameter.name == "prompt"
+    info = typer.Argument(help=description) if positional else typer.Option(help=description)
+    return Parameter(
+        parameter.name, Parameter.KEYWORD_ONLY, default=parameter.default, annotation=Annotated[kind, info]
+    )
+
+
+def field(parameter: Parameter) -> Any:
+    """What is said about a keyword: default, bounds, description."""
+    return parameter.annotation.__metadata__[0]
