@@ -32,7 +32,8 @@ def work(rank, size, port, run, options, stop_at, bad):
     with World.entered("cpu") as world:
         # only rank 1 is asked to stop: the other must hear of it
         stop = (lambda: next(steps) == stop_at) if rank == size - 1 else (lambda: False)
-        config = LoopConfig(steps=4, batch_size=4, warmup=1, log_every=1, checkpoint_every=2, sheet_every=4, **options)
+        told = {"sheet_every": 4, **options}
+        config = LoopConfig(steps=4, batch_size=4, warmup=1, log_every=1, checkpoint_every=2, **told)
         train(stage, MomentData(text="ids", bad=bad), run, config, world=world, stop=stop)
 
 
@@ -66,6 +67,18 @@ def test_two_processes_train_what_one_does(tmp_path, alone, how, accumulate):
     assert losses == pytest.approx([float(line) for line in losses_of(alone.parent.parent)], rel=1e-3)
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert (tmp_path / "sheets" / "step-00000004.png").is_file()
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_averages_are_drawn_with_and_written_and_the_weights_come_back(tmp_path, how):
+    """A sheet after each step puts averages in the weights' place: what is trained on must be the weights again."""
+    quiet = tensors(launch(tmp_path / "quiet", 2, parallel=how, ema_decay=0.5, sheet_every=0))
+    checkpoint = launch(tmp_path / "drawn", 2, parallel=how, ema_decay=0.5, sheet_every=1)
+    weights, averages = tensors(checkpoint), tensors(checkpoint, "ema-exponential-0.5")
+    assert all(torch.equal(weights[key], quiet[key]) for key in quiet)
+    written = load_file(tmp_path / "drawn" / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, averages[f"unet.{key}"]) for key, tensor in written.items())
+    assert any(not torch.equal(tensor, weights[f"unet.{key}"]) for key, tensor in written.items())
 
 
 def losses_of(run):
