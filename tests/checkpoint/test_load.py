@@ -303,3 +303,17 @@ def test_loading_takes_no_more_memory_than_the_weights(tmp_path, dtype, most):
     save_file(torch.nn.ModuleList(torch.nn.Linear(1024, 1024) for _ in range(24)).state_dict(), path)
     done = subprocess.run([sys.executable, "-c", MEASURE, path, dtype], capture_output=True, text=True, check=True)
     assert float(done.stdout) < most
+
+
+def test_parts_say_which_files_they_came_from(sd1, sd1_file):
+    folder, single = load_parts(sd1), load_parts(sd1_file, vae=sd1)
+    assert set(folder.weights) == {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }
+    assert all(file == sd1 / name for name, file in folder.weights.items())
+    assert single.weights == {
+        sd1_file.name: sd1_file,
+        "vae: diffusion_pytorch_model.safetensors": sd1 / "vae" / "diffusion_pytorch_model.safetensors",
+    }

@@ -1,13 +1,14 @@
 """A diffusers folder -> parts: model_index.json, and one folder for each of unet, vae, text_encoder, tokenizer,
 scheduler."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
 from safelight.checkpoint.detect import family
-from safelight.checkpoint.files import open_weights
+from safelight.checkpoint.files import Tensors, open_weights
 from safelight.checkpoint.parts import Parts
 from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
@@ -38,7 +39,14 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
         scheduler_config=scheduler,
         family=family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
         source=str(path),
+        weights=weights(path, [plan.file for plan in (unet, first_stage, text_encoder) if plan]),
     )
+
+
+def weights(path: Path, files: Sequence[Tensors]) -> dict[str, Path]:
+    """The files that hold these tensors, by their names within the folder `path`."""
+    found = sorted({entry.path for file in files for entry in file.entries.values()})
+    return {one.relative_to(path).as_posix(): one for one in found}
 
 
 def plan_unet(folder: Path, variant: str | None = None) -> Plan[UNet]:

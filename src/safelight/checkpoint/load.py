@@ -7,8 +7,15 @@ from typing import Any
 
 import torch
 
-from safelight.checkpoint.files import SUFFIXES
-from safelight.checkpoint.folders import is_model_folder, load_folder, plan_autoencoder, plan_text_encoder, plan_unet
+from safelight.checkpoint.files import SUFFIXES, open_weights
+from safelight.checkpoint.folders import (
+    is_model_folder,
+    load_folder,
+    plan_autoencoder,
+    plan_text_encoder,
+    plan_unet,
+    weights,
+)
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.single import load_autoencoder_file, load_single
 from safelight.errors import CheckpointError, InputError, nearest
@@ -60,9 +67,10 @@ def load_parts(
         raise InputError(f"prediction_type={prediction_type!r}", remedy=nearest(prediction_type, PREDICTION_TYPES))
     options: dict[str, Any] = {"device": device, "dtype": dtype, "check_finite": check_finite}
     path = locate(name, variant=variant, revision=revision, local_files_only=local_files_only)
-    autoencoder = None
+    autoencoder, others = None, {}
     if vae is not None:
         autoencoder = load_autoencoder(vae, variant=variant, local_files_only=local_files_only, **options)
+        others = autoencoder_weights(vae, variant=variant)
     if path.is_dir():
         if ema is not None:
             raise InputError("ema= chooses within a single file; a folder holds one set of weights",
@@ -70,6 +78,7 @@ def load_parts(
         parts = load_folder(path, variant=variant, autoencoder=autoencoder, **options)
     else:
         parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
+    parts = replace(parts, weights={**parts.weights, **others})
     return with_prediction(parts, prediction_type, path)
 
 
@@ -154,6 +163,15 @@ def load_autoencoder(
     if path.is_file():
         return load_autoencoder_file(path, **options)
     return plan_autoencoder(_inner(path, "vae" if (path / "vae").is_dir() else "vqvae"), variant).fill(**options)
+
+
+def autoencoder_weights(name: str | Path, *, variant: str | None = None) -> dict[str, Path]:
+    """The files of an autoencoder that `load_autoencoder` has found before, by their names."""
+    path = locate(name, variant=variant, local_files_only=True)
+    if path.is_file():
+        return {f"vae: {path.name}": path}
+    folder = _inner(path, "vae" if (path / "vae").is_dir() else "vqvae")
+    return {f"vae: {name}": file for name, file in weights(folder, [open_weights(folder, variant)]).items()}
 
 
 def _inner(path: Path, part: str) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ class Parts:
     `global_step` is where training stood, if the file says so.
     `extra` holds a single file's tensors that no network here has (OpenCLIP's last block, LDM's BERT), under their
     names in the file, so that they can be written again; they stay in the file until then.
+    `weights` are the files whose tensors were taken: names within the model -> where they lie.
     """
 
     unet: UNet
@@ -34,6 +36,7 @@ class Parts:
     source: str = ""
     global_step: int | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the networks' own would fill pages of a notebook."""

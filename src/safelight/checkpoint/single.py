@@ -48,6 +48,7 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         source=str(path),
         global_step=int(whole.metadata["global_step"]) if "global_step" in whole.metadata else None,
         extra=extra,
+        weights={path.name: path},
     )
 
 

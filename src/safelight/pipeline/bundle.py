@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -33,6 +34,7 @@ class LatentDiffusion:
         family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
         name: where the model was loaded from.
         scheduler_config: the sampler settings that came with the model, as they stand in its file.
+        weights: the files it was loaded from: names within the model -> where they lie. Empty for one made in memory.
     """
 
     unet: UNet
@@ -44,6 +46,7 @@ class LatentDiffusion:
     family: str = "custom"
     name: str = ""
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the networks' own would fill pages of a notebook."""

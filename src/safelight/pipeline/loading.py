@@ -85,6 +85,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
         family=parts.family,
         name=parts.source,
         scheduler_config=config,
+        weights=parts.weights,
     )
 
 
