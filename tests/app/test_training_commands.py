@@ -133,12 +133,11 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
         "train", "diffusion", tmp_path / "empty", "--run", tmp_path / "c", "--autoencoder", first_stage, code=1
     )
     assert "has no caption" in output
-    shape = ["--size", "16", "--multipliers", "1,1,1,1,1", "--channels", "32"]  # f = 16: a latent of 1x1
-    output = run("train", "autoencoder", pictures, "--run", tmp_path / "e", *shape, code=2)
-    assert "level 5 of the autoencoder has norms of 32 channels" in output and "--multipliers" in output
-    shape = ["--multipliers", "1,1,1,1", "--channels", "32", "--conditioning", "none"]
-    output = run("train", "diffusion", pictures, "--run", tmp_path / "f", "--autoencoder", first_stage, "--size", "16",
-                 *shape, code=2)  # fmt: skip
+    blocks = {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4}  # down to 1x1
+    shape = {"_class_name": "UNet2DModel", "block_out_channels": [32] * 4, "norm_num_groups": 32, **blocks}
+    (tmp_path / "unet.json").write_text(json.dumps(shape))
+    output = run("train", "diffusion", pictures, "--run", tmp_path / "e", "--autoencoder", first_stage, "--size", "16",
+                 "--unet", tmp_path / "unet.json", "--conditioning", "none", code=2)  # fmt: skip
     assert "level 4 of the U-Net has norms of 32 channels" in output and "64 channels or more" in output
     arguments = ["--run", tmp_path / "d", "--autoencoder", first_stage, "--unet", "sd99", *SECOND]
     assert "neither a preset nor a file" in run("train", "diffusion", pictures, *arguments, code=2)
