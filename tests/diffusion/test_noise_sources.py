@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from safelight.diffusion.noise import BrownianNoise, NoiseSource, Origin, SeededNoise, make_noise, slerp
+from safelight.diffusion.noise import BrownianNoise, NoiseSource, Origin, SeededNoise, make_noise, origins, slerp
 from safelight.diffusion.philox import CudaGenerator
 
 SHAPE = (4, 8, 6)
@@ -147,3 +147,11 @@ def test_seeds_of_64_bits_and_negative_sums(kind):
     for seed, delta in ((2**64 - 1, 31337), (3, -10), (2**63, 0)):
         for noise in drawn(seed, kind=kind, seed_delta=delta):
             assert noise.isfinite().all()
+
+
+def test_what_the_pictures_of_a_batch_grow_from():
+    assert origins(5, 3) == [Origin(5), Origin(6), Origin(7)]
+    assert origins(5, 2, batch_index=1) == origins(5, 3)[1:]
+    comfyui, mixed = NoiseSource("comfyui"), NoiseSource("cuda", subseed_strength=0.1)
+    assert origins(5, 2, batch_index=1, source=comfyui) == [Origin(5, batch_index=1), Origin(5, batch_index=2)]
+    assert origins(5, 2, subseed=9, source=mixed) == [Origin(5, 9), Origin(5, 10)]

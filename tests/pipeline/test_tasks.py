@@ -266,3 +266,32 @@ def test_transparency_is_laid_on_white():
 def test_the_peers_words_are_answered_with_ours(model):
     with pytest.raises(InputError, match="here it is called steps"):
         safelight.text_to_image(model, "a fox", num_inference_steps=3)
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"noise": "cuda", "noise_seed_delta": 31337},
+        {"noise": "comfyui"},
+        {"noise": "cuda", "subseed": 3, "subseed_strength": 0.5},
+        {"seed_resize_from_width": 96, "seed_resize_from_height": 48},
+    ],
+)
+def test_picture_k_of_any_noise_is_reproducible_alone(model, sampler, noise):
+    options = QUICK | noise | {"sampler": sampler}
+    together = safelight.text_to_image(model, "a fox", count=3, **options)
+    if sampler == "euler_ancestral":  # ComfyUI's first noise is the usual one, and a Brownian path is ours in any case
+        plain = safelight.text_to_image(model, "a fox", **QUICK, sampler=sampler)
+        assert np.abs(pixels(together[0]) - pixels(plain[0])).max() > 1
+    for k in range(3):
+        alone = safelight.text_to_image(model, "a fox", batch_index=k, **options)
+        assert np.abs(pixels(together[k]) - pixels(alone[0])).max() <= 1  # batches round otherwise
+        assert alone.origins == together.origins[k : k + 1]
+
+
+def test_a_missing_subseed_is_a_fresh_one_and_half_a_size_is_refused(model):
+    first, second = (safelight.text_to_image(model, "a fox", **QUICK, subseed_strength=1.0) for _ in range(2))
+    assert first.origins[0].subseed != second.origins[0].subseed
+    with pytest.raises(InputError, match="seed_resize_from_height"):
+        safelight.text_to_image(model, "a fox", **QUICK, seed_resize_from_width=64)

@@ -50,6 +50,21 @@ class NoiseSource:
     resize_from: tuple[int, int] | None = None
 
 
+def origins(
+    seed: int, count: int, *, subseed: int | None = None, batch_index: int = 0, source: NoiseSource = NoiseSource()
+) -> list[Origin]:
+    """What the pictures k = batch_index, batch_index + 1, … of a batch grow from.
+
+    It is seed + k; or subseed + k where sub-seeds have a part, as in A1111; or place k in the batch, in ComfyUI.
+    """
+    numbers = range(batch_index, batch_index + count)
+    if source.kind == "comfyui":
+        return [Origin(seed, subseed, k) for k in numbers]
+    if source.subseed_strength and subseed is not None:
+        return [Origin(seed, subseed + k) for k in numbers]
+    return [Origin(seed + k) for k in numbers]
+
+
 def cpu_stream(seed: int, dtype: torch.dtype = torch.float32) -> Stream:
     """The numbers of a CPU `torch.Generator`."""
     generator = torch.Generator().manual_seed(seed % 2**64)

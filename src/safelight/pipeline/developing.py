@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
-from safelight.diffusion.noise import make_noise
+from safelight.diffusion.noise import BrownianNoise, NoiseSource, Origin, SeededNoise, make_noise, origins
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
 from safelight.errors import InputError, NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion
@@ -62,15 +62,47 @@ def develop(
     batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     shape = (model.autoencoder.config.embed_dim, h, w)
-    finished = []
+    source = noise_source(model, settings)
+    every = grown_from(first, len(pairs), source, settings)
+    finished, places = [], []
     for numbers in batches(pairs, batch_size):
         denoise = guide(model, grid, *together([pairs[k] for k in numbers]), settings, concat)
-        seeds = [first + k for k in numbers]
-        finished.append(walk(denoise, grid.last(strength), seeds, shape, model.device, settings, latent, blend))
+        noise = make_noise(kind.noise, [every[k] for k in numbers], shape, source=source, device=model.device)
+        finished.append(walk(denoise, grid.last(strength), noise, settings, latent, blend))
+        places += [(len(numbers), place) for place in range(len(numbers))]
     latents = torch.cat(finished).cpu()
     images = tuple(to_pil(decode(model, one[None], settings["tile"])[0]) for one in latents)
-    every = tuple(range(first, first + len(images)))
-    return Pictures(images, every, latents, words.each(words.prompts), words.each(words.negatives))
+    return Pictures(
+        images,
+        tuple(origin.seed for origin in every),
+        latents,
+        words.each(words.prompts),
+        words.each(words.negatives),
+        tuple(every),
+        tuple(places),
+    )
+
+
+def noise_source(model: LatentDiffusion, settings: Settings) -> NoiseSource:
+    """How the seeds' noise is drawn. Raises InputError for half a size to resize the seed from."""
+    width, height = settings["seed_resize_from_width"], settings["seed_resize_from_height"]
+    if (width is None) != (height is None):
+        what = "seed_resize_from_width and seed_resize_from_height belong together"
+        raise InputError(what, remedy="give both, or neither")
+    resize_from = model.latent_size(width, height) if width is not None else None
+    return NoiseSource(settings["noise"], settings["noise_seed_delta"], settings["subseed_strength"], resize_from)
+
+
+def grown_from(first: int, count: int, source: NoiseSource, settings: Settings) -> list[Origin]:
+    """What each picture's noise grows from; a missing sub-seed is a fresh one."""
+    subseed = randbelow(2**32) if settings["subseed"] is None else settings["subseed"]
+    return origins(
+        first,
+        count,
+        subseed=subseed if source.subseed_strength else None,
+        batch_index=settings["batch_index"],
+        source=source,
+    )
 
 
 def guide(
@@ -92,25 +124,22 @@ def guide(
 def walk(
     denoise: Denoise,
     grid: Grid,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int],
-    device: torch.device,
+    noise: SeededNoise | BrownianNoise,
     settings: Settings,
     latent: Tensor | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
 ) -> Tensor:
-    """Sample one batch, a seed a picture, and return its latents (B, C, h, w).
+    """Sample one batch, a stream of noise a picture, and return its latents (B, C, h, w).
 
     From noise alone x starts at sqrt(1 + sigma²) * noise, which has the variance the network was trained on, or at
     sigma * noise, as k-diffusion and A1111 do it; from a latent at latent + sigma * noise.
     """
     if len(grid) == 0:
-        return latent.repeat(len(seeds), 1, 1, 1)  # type: ignore[union-attr]
+        return latent.repeat(len(noise.origins), 1, 1, 1)  # type: ignore[union-attr]
     kind = find(settings["sampler"])
     options = dict(settings["sampler_options"] or {})
     if settings["eta"] is not None:
         options["eta"] = settings["eta"]
-    noise = make_noise(kind.noise, seeds, shape, device=device)
     first = noise.initial()
     sigma = grid.sigmas[0]
     if latent is not None:

@@ -2,7 +2,7 @@
 
 Every task takes the keywords of `Settings` besides its own. From these annotations come the validation of a call, the
 options of the command line and, later, the fields of a request over the network: to add an option, add one line here.
-A field with `exclude=True` is for Python callers only: it is no part of a picture's recipe.
+A field with `exclude=True` is for Python callers only: it is no option of the command line.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ MaskPath = Annotated[Any, Field(description="white where the picture is to be re
 # What diffusers and A1111 call our options
 PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count", "n_iter": "count", "cfg_scale":
                "guidance_scale", "denoising_strength": "strength", "scheduler": "sampler", "mask_image": "mask",
-               "generator": "seed", "callback": "watch", "init_image": "image"}  # fmt: skip
+               "generator": "seed", "callback": "watch", "init_image": "image", "ensd":
+               "noise_seed_delta", "eta_noise_seed_delta": "noise_seed_delta", "variation_seed": "subseed"}  # fmt: skip
 
 # What has done its work once a picture's words are settled: a recipe holds those words instead, and no path
 WORDING = ("dynamic_prompts", "wildcards", "styles", "styles_file")
@@ -69,6 +70,32 @@ class Settings(TypedDict, total=False):
     count: Annotated[int, Field(default=1, ge=1, le=10000, description="pictures for each prompt")]
     batch_size: Annotated[
         int, Field(default=4, ge=1, le=1024, description="pictures drawn together; changes memory and time, no picture")
+    ]
+    batch_index: Annotated[
+        int, Field(default=0, ge=0, lt=10000, description="pictures of the batch to leave out before the first")
+    ]
+    noise: Annotated[
+        Literal["cpu", "cuda", "comfyui"],
+        Field(default="cpu", description="whose noise a seed gives: diffusers' on the CPU, A1111's, or ComfyUI's"),
+    ]
+    noise_seed_delta: Annotated[
+        int,
+        Field(default=0, gt=-(2**63), lt=2**63, description="seed + this gives the noise of the steps (A1111's ENSD)"),
+    ]
+    subseed: Annotated[
+        int | None,
+        Field(default=None, ge=0, lt=2**63, description="variation seed; with it, picture k has subseed + k"),
+    ]
+    subseed_strength: Annotated[
+        float, Field(default=0.0, ge=0, le=1, description="how far the first noise turns to the variation seed's")
+    ]
+    seed_resize_from_width: Annotated[
+        int | None,
+        Field(default=None, ge=8, le=16384, multiple_of=8, description="width at which the seed is known, in pixels"),
+    ]
+    seed_resize_from_height: Annotated[
+        int | None,
+        Field(default=None, ge=8, le=16384, multiple_of=8, description="height at which the seed is known, in pixels"),
     ]
     initial_noise: Annotated[
         Literal["unit_variance", "sigma"],

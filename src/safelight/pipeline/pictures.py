@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from safelight.diffusion.noise import Origin
 from safelight.errors import InputError
 from safelight.pipeline.files import write_new
 
@@ -29,6 +30,8 @@ class Pictures(Sequence[Image.Image]):
         latents: (B, C, h, w), scaled, float32, on the CPU.
         prompts: one for each image, with its styles around it and its choices made; None where it was a `Condition`.
         negative_prompts: likewise.
+        origins: what the noise of each image grew from: its seed, sub-seed and place in a ComfyUI batch.
+        batches: with how many images each was drawn together, and its place among them; the last bits depend on it.
     """
 
     images: tuple[Image.Image, ...]
@@ -36,6 +39,8 @@ class Pictures(Sequence[Image.Image]):
     latents: Tensor
     prompts: tuple[str | None, ...] = ()
     negative_prompts: tuple[str | None, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    batches: tuple[tuple[int, int], ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
