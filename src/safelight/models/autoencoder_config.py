@@ -52,11 +52,16 @@ class AutoencoderConfig:
     num_vq_embeddings: int | None = None
     vq_embed_dim: int | None = None  # the width of the codebook; None: latent_channels
     lookup_from_codebook: bool = False  # for diffusers: unquantised input of its decoder means codebook rows
+    # For previews: scaled latents as colours, a row of RGB for each channel and one to add. In files "_latent_rgb",
+    # since diffusers passes over what begins with an underscore.
+    latent_rgb: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self, may_be_zero=("scaling_factor", "shift_factor"))
         self._check_levels("down_block_types", DOWN_BLOCKS)
         self._check_levels("up_block_types", UP_BLOCKS)
+        if self.latent_rgb is not None and [len(row) for row in self.latent_rgb] != [3] * (self.embed_dim + 1):
+            raise InputError("latent_rgb has another shape", remedy=f"give {self.embed_dim + 1} rows of 3 numbers")
         if self.scaling_factor == 0 or not isfinite(self.scaling_factor):
             raise InputError(f"scaling_factor cannot be {self.scaling_factor}", remedy="1 leaves latents as they are")
         if self.norm_type != "group":
@@ -104,6 +109,8 @@ class AutoencoderConfig:
         Raises InputError for a key that is not known, MissingPartError for a value that means another network.
         """
         data = {key: value for key, value in config.items() if not key.startswith("_")}
+        if "_latent_rgb" in config:
+            data["latent_rgb"] = config["_latent_rgb"]
         kind = config.get("_class_name", "VQModel" if "num_vq_embeddings" in data else "AutoencoderKL")
         check_choice("_class_name", kind, list(DIFFUSERS_DEFAULTS))
         for key, allowed in FIXED.items():
@@ -116,10 +123,11 @@ class AutoencoderConfig:
     def to_diffusers(self) -> dict[str, Any]:
         """Give the content of a config.json: `AutoencoderConfig.from_diffusers(c.to_diffusers()) == c`."""
         only_vq = {"norm_type"} if self.num_vq_embeddings is None else set()
-        left_out = self._foreign | only_vq
+        left_out = self._foreign | only_vq | {"latent_rgb"}
         values = {name: getattr(self, name) for name in DEFAULTS if name not in left_out}
         lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"_class_name": self.kind, "act_fn": "silu", **lists}
+        colours = {} if self.latent_rgb is None else {"_latent_rgb": [list(row) for row in self.latent_rgb]}
+        return {"_class_name": self.kind, "act_fn": "silu", **lists, **colours}
 
 
 DEFAULTS = {field.name: field.default for field in fields(AutoencoderConfig)}
