@@ -24,11 +24,12 @@ PIPELINES = {
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "StableDiffusionPipelineSafe",
     "StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline", "LDMPipeline", "LDMTextToImagePipeline",
-    "LDMSuperResolutionPipeline",
+    "LDMSuperResolutionPipeline", "LatentDiffusion",
 }  # fmt: skip
 UNETS = {"UNet2DConditionModel", "UNet2DModel"}
 AUTOENCODERS = {"AutoencoderKL", "VQModel"}
 TEXT_ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+CONDITIONERS = {"ClassEmbedder", "LayoutEmbedder", "MapEmbedder"}
 TOKENIZERS = {"CLIPTokenizer", "CLIPTokenizerFast"}
 SCHEDULERS = {f"{name}Scheduler" for name in (
     "DDIM", "DDIMInverse", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
@@ -36,10 +37,11 @@ SCHEDULERS = {f"{name}Scheduler" for name in (
     "UniPCMultistep", "DEISMultistep", "LCM", "TCD", "EDMEuler", "EDMDPMSolverMultistep", "IPNDM", "SASolver",
 )}  # fmt: skip
 PARTS = {"unet": UNETS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "text_encoder": TEXT_ENCODERS,
-         "tokenizer": TOKENIZERS, "scheduler": SCHEDULERS}  # fmt: skip
+         "conditioner": CONDITIONERS, "tokenizer": TOKENIZERS, "scheduler": SCHEDULERS,
+         "low_res_scheduler": SCHEDULERS}  # fmt: skip
 STRANGERS = {"StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux",
              "ControlNet": "a ControlNet pipeline", "Kandinsky": "Kandinsky", "PixArt": "PixArt"}  # fmt: skip
-LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers"}
+LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers"}
 
 
 def model_index(folder: Path) -> Config:
@@ -124,7 +126,7 @@ SIZES = LAYERS | {
     "in_channels", "out_channels", "block_out_channels", "cross_attention_dim", "attention_head_dim", "latent_channels",
     "norm_num_groups", "num_class_embeds", "projection_class_embeddings_input_dim", "time_embedding_dim", "vocab_size",
     "num_vq_embeddings", "vq_embed_dim", "hidden_size", "intermediate_size", "num_attention_heads", "projection_dim",
-    "max_position_embeddings",
+    "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies",
 }  # fmt: skip
 
 
@@ -165,6 +167,21 @@ def text_encoder(folder: Path) -> TextConfig:
     )
 
 
+def conditioner(folder: Path) -> Config:
+    """Read the config of a folder's conditioner: what tells its U-Net of a class, a layout or a map."""
+    return read_config(folder, CONDITIONERS)[1]
+
+
+def class_names(index: Config, path: Path) -> tuple[str, ...]:
+    """The names of a model's classes: "id2label" of its model_index.json, as in diffusers. Raises CorruptFile."""
+    names = index.get("id2label") or {}
+    numbered = [names.get(str(number)) for number in range(len(names))] if isinstance(names, dict) else [None]
+    if not all(isinstance(name, str) for name in numbered):
+        what = "id2label is not an object of names for the numbers from 0 on"
+        raise CorruptFile(what, path=path, key="id2label", remedy='such as {"0": "apple", "1": "pear"}')
+    return tuple(name for name in numbered if isinstance(name, str))
+
+
 def scheduler(folder: Path) -> Config:
     """Read a scheduler_config.json (older folders: config.json)."""
     names = [name for name in ("scheduler_config.json", "config.json") if (folder / name).exists()]
@@ -173,6 +190,14 @@ def scheduler(folder: Path) -> Config:
     return config
 
 
+# The noise that Stable Diffusion's x4 upscaler wants on pictures, in files that do not say it.
+LOW_RES_SCHEDULER: Config = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+}
 SD_BETAS = (0.00085, 0.012)
 LDM_BETAS = (0.0015, 0.0195)
 

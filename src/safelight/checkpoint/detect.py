@@ -34,6 +34,7 @@ STRANGERS = (
     (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer", _DRAWN),
 )
 CONCATENATED = {9: "-inpaint", 5: "-depth", 8: "-edit", 7: "-upscale"}  # U-Net input channels beyond the latent's 4
+IMAGENET = 1000  # classes
 HEAD_WIDTH = 64  # of SD 2's U-Net, and of every CLIP
 
 
@@ -47,6 +48,8 @@ class Detected:
     text_encoder: Config | None
     text_dialect: str | None  # "clip", "clip_flat", "openclip"; or None, for none or one that is not drawn here
     scheduler: Config | None = None  # where the file says it
+    conditioner: Config | None = None
+    classes: tuple[str, ...] = ()
 
 
 class Shapes(dict[str, tuple[int, ...]]):
@@ -104,6 +107,7 @@ def detect(file: Tensors) -> Detected:
         autoencoder=autoencoder,
         text_encoder=text_config(shapes, dialect) if dialect else None,
         text_dialect=dialect,
+        conditioner=conditioner_config(shapes.under(layouts.COND_STAGE)),
     )
 
 
@@ -281,6 +285,21 @@ def autoencoder_config(shapes: Shapes) -> Config:
     quant = {"use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes}
     scale = SD_SCALING_FACTOR if latent == 4 else 1.0
     return {"_class_name": "AutoencoderKL", **config, **quant, "scaling_factor": scale}
+
+
+def conditioner_config(shapes: Shapes) -> Config | None:
+    """The config of what tells the U-Net of a class (LDM's `ClassEmbedder`) or of a map of them (`SpatialRescaler`).
+
+    Of ImageNet's 1000 classes all are things; where there are 1001, as in cin256-v2, the last stands for none.
+    """
+    if "embedding.weight" in shapes:
+        rows, width = shapes["embedding.weight"]
+        null = None if rows == IMAGENET else rows - 1
+        return {"_class_name": "ClassEmbedder", "num_classes": rows, "embed_dim": width, "null_class": null}
+    if "channel_mapper.weight" in shapes:
+        channels, rows = shapes["channel_mapper.weight"][:2]
+        return {"_class_name": "MapEmbedder", "num_classes": rows, "out_channels": channels}
+    return None
 
 
 def text_dialect(shapes: Shapes) -> str | None:

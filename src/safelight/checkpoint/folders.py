@@ -1,5 +1,5 @@
 """A diffusers folder -> parts: model_index.json, and one folder for each of unet, vae, text_encoder, tokenizer,
-scheduler."""
+scheduler; for some models also conditioner, which is ours, and low_res_scheduler."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,12 @@ from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
 from safelight.checkpoint.detect import family
 from safelight.checkpoint.files import Tensors, open_weights
+from safelight.checkpoint.keymap import identity
 from safelight.checkpoint.parts import Parts
 from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
+from safelight.models.conditioners import Conditioner, make_conditioner
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
@@ -29,6 +31,7 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
     scheduler = configs.scheduler(path / "scheduler") if has["scheduler"] else {}
     unet = plan_unet(path / "unet", variant)
     text_encoder = plan_text_encoder(path / "text_encoder", variant) if has["text_encoder"] else None
+    conditioner = plan_conditioner(path / "conditioner", variant) if has["conditioner"] else None
     first_stage = None if autoencoder else plan_autoencoder(path / stage, variant)
     tokenizer = Tokenizer.load(path / "tokenizer") if has["tokenizer"] else None
     return Parts(
@@ -36,10 +39,13 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
         autoencoder=first_stage.fill(**options) if first_stage else cast(Autoencoder, autoencoder),
         text_encoder=text_encoder.fill(**options) if text_encoder else None,
         tokenizer=tokenizer,
+        conditioner=conditioner.fill(**options) if conditioner else None,
+        classes=configs.class_names(index, path / "model_index.json"),
         scheduler_config=scheduler,
+        low_res_scheduler_config=configs.scheduler(path / "low_res_scheduler") if has["low_res_scheduler"] else {},
         family=family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
         source=str(path),
-        weights=weights(path, [plan.file for plan in (unet, first_stage, text_encoder) if plan]),
+        weights=weights(path, [plan.file for plan in (unet, first_stage, text_encoder, conditioner) if plan]),
     )
 
 
@@ -81,6 +87,15 @@ def plan_text_encoder(folder: Path, variant: str | None = None) -> Plan[TextEnco
     flat = not any(key.startswith("text_model.") for key in file)
     buffers = [key for key in file if layouts.is_position_ids(key)]
     return Plan(network, file, layouts.clip_layout(network.state_dict(), flat=flat), buffers)
+
+
+def plan_conditioner(folder: Path, variant: str | None = None) -> Plan[Conditioner]:
+    """Plan the conditioner of a folder that holds its config.json and weights."""
+    config = configs.conditioner(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: make_conditioner(config))
+    file = open_weights(folder, variant)
+    return Plan(network, file, identity(network.state_dict()))
 
 
 def is_model_folder(path: Path) -> bool:

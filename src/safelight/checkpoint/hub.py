@@ -12,7 +12,7 @@ from pathlib import Path
 from safelight.checkpoint.files import STEMS, SUFFIXES
 from safelight.errors import CheckpointError
 
-FOLDERS = ("unet", "vae", "vqvae", "text_encoder")
+FOLDERS = ("unet", "vae", "vqvae", "text_encoder", "conditioner")
 SMALL = (
     "model_index.json",
     "scheduler/*.json",

@@ -8,7 +8,7 @@ right one.
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 
-from safelight.checkpoint.keymap import KeyMap, Rows, head_major
+from safelight.checkpoint.keymap import KeyMap, Rows, Transform, head_major
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -19,7 +19,7 @@ EMA = "model_ema."
 # What a training run leaves in a file beside the networks: averages, losses, the noise schedule's buffers.
 BOOKKEEPING = (
     EMA, "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod",
-    "posterior_", "lvlb_weights", "logvar", "scale_factor",
+    "posterior_", "lvlb_weights", "logvar", "scale_factor", "low_scale_model.",
 )  # fmt: skip
 
 
@@ -195,6 +195,23 @@ def openclip_layout(ours: Collection[str]) -> KeyMap:
     """open_clip's names for a text encoder."""
     layers = {int(name.split(".")[3]) for name in ours if name.startswith("text_model.encoder.layers.")}
     return Rows(ours).add(OPENCLIP_ENDS).add(OPENCLIP_BLOCK, [{"n": n} for n in sorted(layers)]).done()
+
+
+CONDITIONER = """
+channel_mapper.weight    embedding.weight    channel_mapper
+*                        *
+"""
+# The original's 1x1 convolution of one channel a class, (C, classes, 1, 1), is our table (classes, C).
+CHANNEL_MAPPER = Transform("channel_mapper", lambda t: (t.flatten(1).T,), lambda o: o[0].T[..., None, None])
+
+
+def conditioner_layout(ours: Collection[str], *, of_maps: bool) -> KeyMap:
+    """CompVis' names, without "cond_stage_model.", for what tells a U-Net of a class, or, `of_maps`, of a map of them.
+
+    What the original has no names for, such as a layout's embedder, keeps its own.
+    """
+    table = CONDITIONER if of_maps else "*    *"
+    return Rows(ours).add(table, channel_mapper=CHANNEL_MAPPER).done()
 
 
 # Until 0.17 diffusers' AttentionBlock had names of its own.

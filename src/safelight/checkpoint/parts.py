@@ -9,6 +9,7 @@ from torch import Tensor
 
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
+from safelight.models.conditioners import Conditioner
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
@@ -22,6 +23,8 @@ class Parts:
     `global_step` is where training stood, if the file says so.
     `extra` holds a single file's tensors that no network here has (OpenCLIP's last block, LDM's BERT), under their
     names in the file, so that they can be written again; they stay in the file until then.
+    `conditioner` is what tells the U-Net of a class, a layout or a map, and `classes` are the names of its classes, or
+    of those of the U-Net's own table. `low_res_scheduler_config` describes the noise an upscaler lays on pictures.
     `weights` are the files whose tensors were taken: names within the model -> where they lie.
     """
 
@@ -29,7 +32,10 @@ class Parts:
     autoencoder: Autoencoder
     text_encoder: TextEncoder | None = None
     tokenizer: Tokenizer | None = None
+    conditioner: Conditioner | None = None
+    classes: tuple[str, ...] = ()
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    low_res_scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"
     prediction_from: str = "family"
     family: str = "custom"

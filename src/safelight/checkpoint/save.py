@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from safelight.checkpoint import layouts
-from safelight.checkpoint.configs import default_scheduler
+from safelight.checkpoint.configs import LOW_RES_SCHEDULER, default_scheduler
 from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
 from safelight.checkpoint.parts import Parts
-from safelight.checkpoint.single import METADATA, text_keymap, unet_keymap
+from safelight.checkpoint.single import METADATA, conditioner_keymap, text_keymap, unet_keymap
 from safelight.checkpoint.writing import (
     Outgoing,
     outgoing,
@@ -27,6 +27,7 @@ from safelight.checkpoint.writing import (
 )
 from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
+from safelight.models.conditioners import config_of
 
 PIPELINES = {
     "-inpaint": "StableDiffusionInpaintPipeline",
@@ -52,10 +53,13 @@ def save_folder(
         write(folder / _stage(parts), parts.autoencoder, kind, "diffusion_pytorch_model")
         if parts.text_encoder is not None:
             write(folder / "text_encoder", parts.text_encoder, parts.text_encoder.config.to_transformers(), "model")
+        if parts.conditioner is not None:
+            write(folder / "conditioner", parts.conditioner, config_of(parts.conditioner), "diffusion_pytorch_model")
         if parts.tokenizer is not None:
             parts.tokenizer.save(folder / "tokenizer")
-        (folder / "scheduler").mkdir()
-        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(parts))
+        for name, config in schedulers(parts).items():
+            (folder / name).mkdir()
+            write_json(folder / name / "scheduler_config.json", config)
         write_json(folder / "model_index.json", model_index(parts))
 
 
@@ -81,6 +85,8 @@ def _stage(parts: Parts) -> str:
 
 
 def _pipeline(parts: Parts) -> str:
+    if parts.conditioner is not None:  # diffusers has no pipeline for these
+        return "LatentDiffusion"
     if parts.family == "ldm" and parts.text_encoder is None:
         return "LDMPipeline"
     ends = (name for end, name in PIPELINES.items() if parts.family.endswith(end))
@@ -91,6 +97,14 @@ def scheduler_config(parts: Parts) -> dict[str, Any]:
     """The scheduler's config; where the model came without one, that of its family."""
     said = dict(parts.scheduler_config)
     return said if "_class_name" in said else {**default_scheduler(parts.family), **said}
+
+
+def schedulers(parts: Parts) -> dict[str, dict[str, Any]]:
+    """The schedulers' configs by the names of their folders; an upscaler has a second one, for pictures."""
+    found = {"scheduler": scheduler_config(parts)}
+    if _pipeline(parts) == "StableDiffusionUpscalePipeline":
+        found["low_res_scheduler"] = dict(parts.low_res_scheduler_config or LOW_RES_SCHEDULER)
+    return found
 
 
 def _write_network(folder: Path, network: nn.Module, config: Mapping[str, Any], stem: str, **options: Any) -> None:
@@ -106,8 +120,12 @@ def model_index(parts: Parts) -> dict[str, Any]:
         "_diffusers_version": "0.40.0",  # a version that knows every field written here
         "unet": ["diffusers", parts.unet.config.to_diffusers()["_class_name"]],
         _stage(parts): ["diffusers", parts.autoencoder.config.kind],
-        "scheduler": ["diffusers", scheduler_config(parts)["_class_name"]],
+        **{name: ["diffusers", config["_class_name"]] for name, config in schedulers(parts).items()},
     }
+    if parts.conditioner is not None:
+        index["conditioner"] = ["safelight", type(parts.conditioner).__name__]
+    if parts.classes:
+        index["id2label"] = {str(number): name for number, name in enumerate(parts.classes)}
     if parts.tokenizer is not None:
         index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if parts.text_encoder is not None:
@@ -140,6 +158,8 @@ def single_file_tensors(parts: Parts) -> dict[str, Outgoing]:
     """The tensors of the single file, each made when its turn comes."""
     stage = layouts.first_stage_layout(parts.autoencoder.state_dict()).under(layouts.FIRST_STAGE)
     tensors = _renamed(parts.unet, unet_keymap(parts.unet)) | _renamed(parts.autoencoder, stage)
+    if parts.conditioner is not None:
+        tensors |= _renamed(parts.conditioner, conditioner_keymap(parts.conditioner))
     if parts.text_encoder is not None:
         dialect = text_dialect(parts)
         tensors |= _renamed(parts.text_encoder, text_keymap(parts.text_encoder, dialect))
@@ -176,6 +196,8 @@ def metadata(parts: Parts) -> dict[str, str]:
         text_encoder=None if text is None else text.config.to_transformers(),
         text_dialect=text_dialect(parts),
         scheduler=scheduler_config(parts),
+        conditioner=None if parts.conditioner is None else config_of(parts.conditioner),
+        classes=parts.classes,
     )
     kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
     return {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}

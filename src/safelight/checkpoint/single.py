@@ -9,7 +9,7 @@ import torch
 
 from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
-from safelight.checkpoint.configs import default_scheduler, naming
+from safelight.checkpoint.configs import LOW_RES_SCHEDULER, default_scheduler, naming
 from safelight.checkpoint.detect import Detected, autoencoder_config, detect, is_autoencoder, shapes_of
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors, open_file
@@ -19,6 +19,8 @@ from safelight.errors import CheckpointError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
+from safelight.models.conditioners import Conditioner, MapEmbedder, make_conditioner
+from safelight.models.config import frozen
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
 from safelight.text.tokenizer import Tokenizer
@@ -37,13 +39,17 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
     unet = plan_unet(file, found)
     stage = None if autoencoder else plan_first_stage(file, found)
     text_encoder = plan_text_encoder(file, found)
-    extra = leftovers(file, [plan for plan in (unet, stage, text_encoder) if plan])
+    conditioner = plan_conditioner(file, found)
+    extra = leftovers(file, [plan for plan in (unet, stage, text_encoder, conditioner) if plan])
     return Parts(
         unet=unet.fill(**options),
         autoencoder=stage.fill(**options) if stage else cast(Autoencoder, autoencoder),
         text_encoder=text_encoder.fill(**options) if text_encoder else None,
         tokenizer=tokenizer(found.text_dialect),
+        conditioner=conditioner.fill(**options) if conditioner else None,
+        classes=found.classes,
         scheduler_config=found.scheduler or scheduler_config(whole, found.family),
+        low_res_scheduler_config=LOW_RES_SCHEDULER if found.family == "sd2-upscale" else {},
         family=found.family,
         source=str(path),
         global_step=int(whole.metadata["global_step"]) if "global_step" in whole.metadata else None,
@@ -62,7 +68,8 @@ def remembered(file: Tensors) -> Detected | None:
         return None
     try:
         note = json.loads(text)
-        found = Detected(**{field.name: note[field.name] for field in fields(Detected)})
+        later: dict[str, Any] = {"conditioner": None, "classes": []}  # what notes did not know at first
+        found = Detected(**{field.name: frozen({**later, **note}[field.name]) for field in fields(Detected)})
         if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip"):
             raise ValueError(f"family {found.family!r}, text_dialect {found.text_dialect!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -70,8 +77,8 @@ def remembered(file: Tensors) -> Detected | None:
         raise CorruptFile(
             what, path=file.path, key=METADATA, remedy="remove that entry, or use another copy"
         ) from error
-    known = (configs.UNETS, configs.AUTOENCODERS, configs.TEXT_ENCODERS, configs.SCHEDULERS)
-    noted = (found.unet, found.autoencoder, found.text_encoder, found.scheduler)
+    known = (configs.UNETS, configs.AUTOENCODERS, configs.TEXT_ENCODERS, configs.SCHEDULERS, configs.CONDITIONERS)
+    noted = (found.unet, found.autoencoder, found.text_encoder, found.scheduler, found.conditioner)
     for config, classes in zip(noted, known, strict=True):
         if config is not None:
             configs.vet(config, classes, file.path)
@@ -145,6 +152,21 @@ def plan_text_encoder(file: Tensors, found: Detected) -> Plan[TextEncoder] | Non
         f"{layouts.CLIP}text_model." if found.text_dialect == "clip" else ""
     )  # beside it, other tensors are `extra`
     return _plan(network, file, keymap, prefix)
+
+
+def plan_conditioner(file: Tensors, found: Detected) -> Plan[Conditioner] | None:
+    """Plan what tells the U-Net of a class or of a map, if the file has it."""
+    if found.conditioner is None:
+        return None
+    with naming(file.path):
+        network = on_meta(lambda: make_conditioner(found.conditioner or {}))
+    return _plan(network, file, conditioner_keymap(network), layouts.COND_STAGE)
+
+
+def conditioner_keymap(network: Conditioner) -> KeyMap:
+    """The names of a conditioner's parameters in a single file."""
+    of_maps = isinstance(network, MapEmbedder)
+    return layouts.conditioner_layout(network.state_dict(), of_maps=of_maps).under(layouts.COND_STAGE)
 
 
 def text_keymap(network: TextEncoder, dialect: str | None) -> KeyMap:

@@ -9,6 +9,7 @@ autoencoder     Autoencoder: pictures to latents and back (its shape: autoencode
 bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
 tiling          large pictures in overlapping tiles
 clip            TextEncoder: token ids to embeddings
+conditioners    a class, a layout or a map of classes to what a U-Net sees
 lpips           LPIPS: how different two pictures look, in the features of a VGG network
 discriminator   PatchDiscriminator: what a first stage is trained against
 presets         the published models, by name
