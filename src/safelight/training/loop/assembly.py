@@ -26,7 +26,7 @@ from safelight.training.data.batches import Buckets, Data, PictureData
 from safelight.training.data.collections import Captions, open_collection
 from safelight.training.data.encoding import INDEX, precompute
 from safelight.training.data.latents import LatentData
-from safelight.training.data.scenes import SceneData
+from safelight.training.data.scenes import Mix, SceneData
 from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.distributed import once
 from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
@@ -125,7 +125,8 @@ def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Ca
         recipe.data, captions="optional" if recipe.scenes else captions, max_broken=recipe.max_broken
     )
     if recipe.scenes:
-        return SceneData(collection, size=recipe.size)
+        mix = Mix(counts=recipe.objects) if recipe.objects else Mix()
+        return SceneData(collection, size=recipe.size, mix=mix, cache=Path(recipe.cache) if recipe.cache else None)
     return PictureData(
         collection,
         size=recipe.size,
@@ -281,8 +282,16 @@ def drawn_levels(recipe: DiffusionRecipe, text: bool) -> dict[str, Any]:
         "block_out_channels": widths,
         "layers_per_block": recipe.layers,
         "attention_head_dim": heads,
-        "norm_num_groups": gcd(GROUPS, *widths),
+        "norm_num_groups": groups(widths),
     }
+
+
+def groups(widths: Sequence[int]) -> int:
+    """Into how many groups norms split these widths: 32, or as many as leave two channels in each.
+
+    A norm of one channel takes its mean and strength away: nothing would be left of a plain picture's colour.
+    """
+    return gcd(GROUPS, *widths, max(min(widths) // 2, 1))
 
 
 def new_text_encoder(recipe: DiffusionRecipe) -> bool:
@@ -324,7 +333,7 @@ def vocabulary_of(recipe: DiffusionRecipe, data: Data[Any], folder: Path) -> Tok
         if not folder.is_dir():
             captions = data.captions(recipe.seed, min(len(data) * VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS))
             with replacing_folder(folder, is_ours=lambda _: False) as temporary:
-                train_tokenizer(captions, size=recipe.vocabulary_size).save(temporary)
+                train_tokenizer(captions, size=recipe.vocabulary_size, max_length=recipe.text_length).save(temporary)
 
     once(make)
     return Tokenizer.load(folder)
@@ -344,7 +353,7 @@ def autoencoder_config(recipe: AutoencoderRecipe) -> AutoencoderConfig:
         layers_per_block=recipe.layers,
         latent_channels=recipe.latent_channels,
         num_vq_embeddings=recipe.codes if recipe.kind == "vq" else None,
-        norm_num_groups=gcd(GROUPS, *widths),
+        norm_num_groups=groups(widths),
         sample_size=recipe.size,
         scaling_factor=1.0,
     )

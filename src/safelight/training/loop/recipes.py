@@ -93,6 +93,8 @@ class DataConfig(_Options):
     keyword_substitution: Share = Field(0.0, description="share of captions whose name is replaced by a keyword")
     buckets: bool = Field(False, description="keep aspect ratios: batches of several shapes")
     scenes: bool = Field(False, description="compose scenes of a collection of sprites")
+    objects: tuple[Share, ...] = Field((), description="weights of scenes of 1, 2, 3 and 4 objects; by default Mix's")
+    cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")
     max_broken: Share = Field(0.01, description="share of pictures that may be broken and are skipped")
 
 
@@ -116,6 +118,7 @@ class DiffusionModelConfig(_Options):
     )
     text_width: Positive = Field(256, description="of a new text encoder")
     text_layers: Positive = Field(4, description="of a new text encoder")
+    text_length: int = Field(77, ge=8, description="tokens that a new text encoder reads; the longer, the slower")
     vocabulary_size: Positive = Field(4096, description="of a new text encoder's vocabulary, trained on the captions")
 
 
@@ -147,7 +150,7 @@ class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopCon
 
 MAY_CHANGE = {"steps", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row", "compile",
               "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
-              "max_broken"}  # fmt: skip
+              "max_broken", "cache"}  # fmt: skip
 
 
 def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:

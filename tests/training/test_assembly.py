@@ -1,0 +1,45 @@
+"""What a recipe says about data and shapes is what is assembled."""
+
+import pytest
+from sprite_sets import write_sprites
+
+from safelight.training.data.scenes import SceneData
+from safelight.training.loop.assembly import data_set, groups, text_parts
+from safelight.training.loop.recipes import DiffusionRecipe
+
+
+def scenes_of(recipe):
+    data = data_set(recipe, recipe)
+    assert isinstance(data, SceneData)
+    return data
+
+
+def test_objects_say_how_many_things_a_scene_has(tmp_path):
+    sprites = write_sprites(tmp_path / "sprites")
+    recipe = DiffusionRecipe(data=str(sprites), scenes=True, size=32, objects=(0, 0, 1))
+    counts = {len(scenes_of(recipe).sample(0, n).plan.objects) for n in range(50)}
+    assert counts == {0, 3}  # 0 are backgrounds alone
+
+
+def test_the_cache_is_filled_and_changes_no_pixel(tmp_path):
+    sprites, cache = write_sprites(tmp_path / "sprites"), tmp_path / "cache"
+    recipe = DiffusionRecipe(data=str(sprites), scenes=True, size=32, cache=str(cache))
+    first, again = scenes_of(recipe), scenes_of(recipe)
+    assert list(cache.iterdir())
+    assert first.batch(0, range(4)).pictures.equal(again.batch(0, range(4)).pictures)
+
+
+def test_a_new_text_encoder_reads_as_many_tokens_as_asked_for(tmp_path):
+    sprites = write_sprites(tmp_path / "sprites")
+    recipe = DiffusionRecipe(data=str(sprites), scenes=True, size=32, text_width=64, text_layers=1, text_length=24)
+    tokenizer, encoder = text_parts(recipe, data_set(recipe, recipe), tmp_path / "run")
+    assert tokenizer.max_length == encoder.config.max_position_embeddings == 24
+    assert len(tokenizer.ids("a red disc", truncate=True)) == 24
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"), [((128, 256), 32), ((64, 128), 32), ((32, 64), 16), ((24, 48), 4), ((16, 32, 64), 8)]
+)
+def test_no_norm_has_a_group_of_one_channel(widths, expected):
+    assert groups(widths) == expected
+    assert all(width % expected == 0 and width // expected >= 2 for width in widths)
