@@ -15,9 +15,19 @@ from typing import Annotated, Any
 import typer
 
 from safelight import __version__
-from safelight.app import evaluate_command, training_commands
-from safelight.app.console import Progress, say, table
-from safelight.app.options import DEFAULT_MODEL, LOADING, JsonOption, ModelOption, OutOption, answers, as_option, field
+from safelight.app import evaluate_command, seeing_commands, training_commands
+from safelight.app.console import onlooker, say, table
+from safelight.app.options import (
+    DEFAULT_MODEL,
+    LOADING,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    PreviewOption,
+    answers,
+    as_option,
+    field,
+)
 from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.tasks import TASKS
 
@@ -34,6 +44,7 @@ AROUND: dict[str, tuple[Any, Any]] = {
     **LOADING,
     "out": (Path("outputs"), OutOption),
     "as_json": (False, JsonOption),
+    "preview": (False, PreviewOption),
 }
 
 
@@ -82,9 +93,10 @@ def draw(
     model: str,
     out: Path,
     as_json: bool,
+    preview: bool,
     **loading: Any,
 ) -> None:
-    """Load, draw with a progress bar, write PNGs, and tell where they are."""
+    """Load, draw with a progress bar, or with previews, write PNGs, and tell where they are."""
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
     from safelight.pipeline.pictures import check_folder, save_png
@@ -95,8 +107,9 @@ def draw(
             "There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"
             "Name a model of yours with --model."
         )
-    with Progress(f"loading {model}") as progress:
-        pictures = task(load(model, **loading), watch=progress.watch, **given)
+    with onlooker(preview, f"loading {model}") as looking:
+        loaded = load(model, **loading)
+        pictures = task(loaded, watch=looking.watching(loaded), **given)
     stem = file_stem(given.get("prompt") or Path(str(given.get("image", "picture"))).stem)
     rows = []
     for image, seed, prompt in zip(pictures.images, pictures.seeds, pictures.prompts, strict=True):
@@ -208,6 +221,7 @@ def samplers(as_json: JsonOption = False) -> None:
 
 training_commands.register(app, answers)
 evaluate_command.register(app, answers)
+seeing_commands.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 COMMANDS |= {group.name for group in app.registered_groups if group.name}

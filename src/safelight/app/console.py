@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from safelight.diffusion.samplers import Step
+    from safelight.app.terminal import Preview
+    from safelight.diffusion.samplers import Step, Watch
+    from safelight.pipeline.bundle import LatentDiffusion
 
 
 def say(text: str) -> None:
@@ -38,6 +40,21 @@ def table(rows: list[dict[str, Any]]) -> None:
     Console().print(shown)
 
 
+def onlooker(preview: bool, description: str) -> "Progress | Preview":
+    """What shows a run to whoever sits at the terminal: pictures, where they are asked for and can be shown, or a bar.
+
+    It is a context manager; `watching(model)` gives the one watcher that a task takes.
+    """
+    if preview:
+        from safelight.app.terminal import Preview
+
+        pictures = Preview()
+        if pictures.shown:
+            return pictures
+        warn("This terminal shows no previews: drawing without.")
+    return Progress(description)
+
+
 class Progress:
     """A bar over the evaluations of the network. It shows on a terminal only; `watch` is what a task calls."""
 
@@ -59,6 +76,10 @@ class Progress:
     ) -> None:
         if self._bar.live.is_started:
             self._bar.stop()
+
+    def watching(self, model: "LatentDiffusion") -> "Watch":
+        """The watcher of a run, whatever the model: `terminal.Preview` needs to know it."""
+        return self.watch
 
     def watch(self, step: "Step") -> None:
         """Note one evaluation."""

@@ -17,6 +17,7 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
+PreviewOption = Annotated[bool, typer.Option("--preview", help="show in the terminal what is coming, at each step")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 # How to load a model, beside its name: what `safelight.load` takes
