@@ -7,7 +7,8 @@ wording     what each picture is drawn for: styles around a prompt, choices made
 steering    prompts planned and encoded, and which of them acts at which step
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
-pictures    pictures <-> tensors, and PNG files
+pictures    pictures <-> tensors, and their files
+recipes/    what a picture's file says of how it was made, and making it again
 animation   pictures -> GIF, WebP and MP4 files
 files       files that appear whole or not at all
 standin     a small untrained model for trying things out

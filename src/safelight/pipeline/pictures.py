@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from safelight.diffusion.noise import Origin
 from safelight.errors import InputError
 from safelight.pipeline.files import write_new
 
+if TYPE_CHECKING:
+    from safelight.pipeline.recipes.recipe import Recipe
+
 # The rare decoders of an imaging library are where its holes are; these three are what people have.
 FORMATS = ("PNG", "JPEG", "WEBP")
+QUALITY = 95  # of JPEG and WebP, of 100
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Pictures(Sequence[Image.Image]):
         negative_prompts: likewise.
         origins: what the noise of each image grew from: its seed, sub-seed and place in a ComfyUI batch.
         batches: with how many images each was drawn together, and its place among them; the last bits depend on it.
+        recipes: what draws each image again; a task notes them, and `save` writes them into the files.
     """
 
     images: tuple[Image.Image, ...]
@@ -41,6 +46,7 @@ class Pictures(Sequence[Image.Image]):
     negative_prompts: tuple[str | None, ...] = ()
     origins: tuple[Origin, ...] = ()
     batches: tuple[tuple[int, int], ...] = ()
+    recipes: tuple["Recipe", ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
@@ -55,6 +61,19 @@ class Pictures(Sequence[Image.Image]):
     def __iter__(self) -> Iterator[Image.Image]:
         return iter(self.images)
 
+    def save(
+        self, folder: str | Path, stem: str = "picture", *, format: str = "png", metadata: bool = True
+    ) -> tuple[Path, ...]:
+        """Write the pictures as `stem-seed.png` into a folder, with their recipes unless `metadata` is False.
+
+        format: "png", or "jpeg" or "webp", which lose a little. No file is written over: a number is added to the name.
+        Returns the files' paths. Raises InputError where the folder may not be written to, or a recipe is too long.
+        """
+        check_folder(Path(folder))
+        recipes = self.recipes if metadata and self.recipes else (None,) * len(self)
+        names = [Path(folder) / f"{stem}-{seed}.{format}" for seed in self.seeds]
+        return tuple(save_picture(*one) for one in zip(self.images, names, recipes, strict=True))
+
 
 def load_picture(picture: Any, width: int | None = None, height: int | None = None) -> Tensor:
     """Read a picture as a float32 tensor (1, 3, H, W) in [-1, 1], resized (Lanczos) if a size is given.
@@ -65,7 +84,7 @@ def load_picture(picture: Any, width: int | None = None, height: int | None = No
     if isinstance(picture, Tensor):
         tensor = _checked(picture.detach().cpu().float())
         return _resized(tensor, width, height) if width or height else tensor
-    image = _rgb(_opened(picture, "image"))
+    image = open_picture(picture, "image")
     if width or height:
         image = image.resize((width or image.width, height or image.height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -80,12 +99,18 @@ def load_mask(mask: Any, picture: Tensor) -> Tensor:
         if not (tensor.amin() >= 0 and tensor.amax() <= 1):
             raise InputError("mask: a tensor must lie in [0, 1]", remedy="1 marks what is repainted, 0 what stays")
     else:
-        grey = _opened(mask, "mask").convert("L")
+        grey = open_picture(mask, "mask")
         tensor = torch.from_numpy(np.array(grey))[None, None].float() / 255
     if tensor.shape[-2:] != picture.shape[-2:]:
         (h, w), (H, W) = tensor.shape[-2:], picture.shape[-2:]
         raise InputError(f"mask: it is {w}x{h} and the image is {W}x{H}", remedy="give both the same size")
     return tensor
+
+
+def open_picture(picture: Any, name: str) -> Image.Image:
+    """A picture's file, image or array as an RGB image, or grey where it is called "mask". Raises InputError."""
+    image = opened(picture, name)
+    return image.convert("L") if name == "mask" else _rgb(image)
 
 
 def pad(picture: Tensor, multiple: int) -> Tensor:
@@ -109,11 +134,29 @@ def check_folder(path: Path) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
-    """Write a PNG whole or not at all, never over an existing file: a number is added to the name instead."""
-    return write_new(path, lambda file: image.save(file, format="PNG"))
+    """`save_picture` without a recipe."""
+    return save_picture(image, path)
 
 
-def _opened(picture: Any, what: str) -> Image.Image:
+def save_picture(image: Image.Image, path: Path, recipe: "Recipe | None" = None) -> Path:
+    """Write a picture whole or not at all, never over an existing file: a number is added to the name instead.
+
+    The name's ending says the format: .png, .jpg, .jpeg or .webp. With a recipe the file says how it was made. Raises
+    InputError for another ending, or where a JPEG has no room for the recipe.
+    """
+    form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower())
+    if form is None:
+        raise InputError(f"pictures are not written as {path.suffix!r}", remedy="use .png, .jpeg or .webp")
+    options: dict[str, Any] = {} if form == "PNG" else {"quality": QUALITY}
+    if recipe is not None:
+        from safelight.pipeline.recipes.texts import save_options
+
+        options |= save_options(form, *recipe.texts())
+    return write_new(path, lambda file: image.save(file, format=form, **options))
+
+
+def opened(picture: Any, what: str) -> Image.Image:
+    """A picture of any kind as a PIL image in whatever mode it has; `what` it is called in errors."""
     if isinstance(picture, Image.Image):
         return picture
     if isinstance(picture, np.ndarray):

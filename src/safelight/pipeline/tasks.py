@@ -7,7 +7,7 @@ is light: what computes is imported when a task is called.
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Unpack
 
 from safelight.pipeline.fields import Height, ImagePath, MaskPath, Prompt, Settings, Strength, Width, validate
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
     from safelight.pipeline.pictures import Pictures
 
 P = ParamSpec("P")
-R = TypeVar("R")
 
 TASKS: dict[str, Callable[..., Any]] = {}
 
 
-def task(function: Callable[P, R]) -> Callable[P, R]:
-    """Register a task, and check its keywords whenever it is called."""
+def task(function: Callable[P, "Pictures"]) -> Callable[P, "Pictures"]:
+    """Register a task: whenever it is called, check its keywords, and note with each picture what draws it again."""
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> "Pictures":
         given = signature(function).bind(*args, **kwargs).arguments
         given |= given.pop("settings", {})
         model = given.pop("model")
-        return function(model, **validate(function, given))
+        values = validate(function, given)
+        from safelight.pipeline.recipes.recipe import opened, recorded
+
+        values = opened(values)
+        return recorded(function(model, **values), function, values, model)
 
     TASKS[function.__name__] = call
     return call

@@ -1,0 +1,11 @@
+"""What a picture's file says of how it was made, and making it again.
+
+recipe      Recipe: the exact request that draws one picture, with its model; to JSON and back
+weights     sha256 of a model's files, taken once; finding a model by it
+texts       texts in picture files: PNG's chunks, EXIF and XMP, written and (from files of strangers) read
+infotext    AUTOMATIC1111's `parameters`: written, and read
+comfyui     ComfyUI's graphs read
+peers       InvokeAI's metadata and diffusers' keywords read
+reading     a file -> what is understood of it, in our words, and what is kept as it stands
+redraw      drawing a picture again
+"""

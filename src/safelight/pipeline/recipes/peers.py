@@ -1,0 +1,119 @@
+"""InvokeAI's metadata, and pictures that people save with the keywords of their call of diffusers."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import PureWindowsPath
+from typing import Any
+
+from safelight.pipeline.recipes.infotext import GRID_LABELS, LABELS
+from safelight.pipeline.recipes.recipe import Reading
+
+INVOKEAI = {"positive_prompt": "prompt", "negative_prompt": "negative_prompt", "width": "width", "height": "height",
+            "seed": "seed", "cfg_scale": "guidance_scale", "cfg_rescale_multiplier": "guidance_rescale",
+            "steps": "steps", "clip_skip": "clip_skip", "strength": "strength", "prompt": "prompt"}  # fmt: skip
+# Its schedulers but for the "_k" of the Karras grid
+INVOKEAI_SAMPLERS = {"ddim": "ddim", "ddpm": "ddpm", "deis": "deis", "lms": "lms", "pndm": "pndm", "heun": "heun",
+                     "euler": "euler", "euler_a": "euler_ancestral", "kdpm_2": "dpm2", "kdpm_2_a": "dpm2_ancestral",
+                     "dpmpp_2s": "dpm_solver_singlestep", "dpmpp_2m": "dpmpp_2m", "dpmpp_2m_sde": "dpmpp_2m_sde",
+                     "dpmpp_sde": "dpmpp_sde", "unipc": "unipc", "lcm": "lcm", "tcd": "tcd", "dpmpp_2": "dpmpp_2m",
+                     "dpm_2": "dpm2", "dpm_2_a": "dpm2_ancestral", "plms": "plms"}  # fmt: skip
+TASKS = {"img2img": "image_to_image", "inpaint": "inpaint", "txt2img": "text_to_image"}
+DIFFUSERS = {"prompt": "prompt", "negative_prompt": "negative_prompt", "width": "width", "height": "height",
+             "num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed", "strength": "strength",
+             "guidance_rescale": "guidance_rescale", "eta": "eta", "clip_skip": "clip_skip"}  # fmt: skip
+# diffusers' classes whose samplers are ours whatever their options; the others depend on these
+SCHEDULERS = {"EulerDiscreteScheduler": "euler", "EulerAncestralDiscreteScheduler": "euler_ancestral",
+              "DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "PNDMScheduler": "pndm",
+              "HeunDiscreteScheduler": "heun",
+              "LMSDiscreteScheduler": "lms", "KDPM2DiscreteScheduler": "dpm2", "DEISMultistepScheduler": "deis",
+              "KDPM2AncestralDiscreteScheduler": "dpm2_ancestral", "DPMSolverMultistepScheduler": "dpm_solver",
+              "DPMSolverSDEScheduler": "dpmpp_sde", "UniPCMultistepScheduler": "unipc", "LCMScheduler": "lcm",
+              "TCDScheduler": "tcd", "DPMSolverSinglestepScheduler": "dpm_solver_singlestep"}  # fmt: skip
+
+
+def read_invokeai(found: Mapping[str, str]) -> Reading | None:
+    """`invokeai_metadata` of version 3 and later, or `sd-metadata` of version 2."""
+    data = _object(found.get("invokeai_metadata"))
+    if not data and (old := _object(found.get("sd-metadata"))):
+        image = old.pop("image", None)
+        data = old | (image if isinstance(image, dict) else {})
+        data["scheduler"] = str(data.pop("sampler", "")).removeprefix("k_")
+        data["model"] = data.pop("model_weights", data.get("model"))
+        data["prompt"] = _joined(data.get("prompt"))
+        data["generation_mode"] = data.pop("type", "txt2img")
+    if not data:
+        return None
+    request, kept = _renamed(data, INVOKEAI)
+    name = str(kept.get("scheduler", ""))
+    if (sampler := INVOKEAI_SAMPLERS.get(name.removesuffix("_k"))) is not None:
+        request["sampler"] = sampler
+        request |= {"grid": "karras"} if name.endswith("_k") else {"grid": "leading"}
+        kept.pop("scheduler")
+    task = TASKS.get(str(kept.pop("generation_mode", "")).removeprefix("sd_"), "text_to_image")
+    if task == "text_to_image":
+        request.pop("strength", None)
+    model = kept.pop("model", None)
+    named = {k: v for k, v in model.items() if k in ("name", "hash")} if isinstance(model, dict) else _name(model)
+    return Reading("InvokeAI", task, {"prompt_syntax": "compel"} | request, named, kept)
+
+
+def _joined(prompt: Any) -> str:
+    """Version 2 has a prompt as text, or as parts with weights. What stands in square brackets there is negative."""
+    if isinstance(prompt, list):
+        return " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))
+    return str(prompt or "")
+
+
+def read_diffusers(found: Mapping[str, str]) -> Reading | None:
+    """Keywords of diffusers' pipelines: as one JSON object under any keyword, or each a text of its own."""
+    objects = [value for text in found.values() if (value := _object(text)) and "prompt" in value]
+    data: dict[str, Any] = next((one for one in objects if one.keys() & {"num_inference_steps", "guidance_scale"}), {})
+    if not data and "prompt" in found and found.keys() & {"num_inference_steps", "guidance_scale"}:
+        data = {name: _plain(text) for name, text in found.items()}
+    if not data:
+        return None
+    if isinstance(resolution := data.get("resolution"), str) and resolution.count("x") == 1:
+        with suppress(ValueError):
+            width, height = (int(side) for side in data.pop("resolution").split("x"))
+            data |= {"width": width, "height": height}
+    request, kept = _renamed(data, DIFFUSERS)
+    scheduler = str(kept.get("scheduler", kept.get("sampler", "")))
+    if scheduler in SCHEDULERS or scheduler in LABELS:
+        request["sampler"] = SCHEDULERS.get(scheduler) or LABELS[scheduler]
+        kept.pop("scheduler" if "scheduler" in kept else "sampler")
+    if kept.get("use_karras_sigmas") in (True, "True"):
+        request["grid"] = GRID_LABELS["Karras"]
+        del kept["use_karras_sigmas"]
+    model = next((kept.pop(name) for name in ("model", "Model", "model_id", "base_model") if name in kept), None)
+    task = "image_to_image" if "strength" in request else "text_to_image"
+    return Reading("diffusers", task, {"prompt_syntax": "plain"} | request, _name(model), kept)
+
+
+def _renamed(data: Mapping[str, Any], words: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What has a word here, and the rest. None means absent."""
+    request = {ours: data[theirs] for theirs, ours in words.items() if data.get(theirs) is not None}
+    return request, {name: value for name, value in data.items() if name not in words and value is not None}
+
+
+def _name(model: Any) -> dict[str, Any]:
+    """A model's name without the folders of the machine that it was on; a hub id keeps its owner."""
+    text = str(model) if isinstance(model, str) else ""
+    is_place = "\\" in text or text.startswith(("/", ".", "~")) or text.count("/") > 1
+    return {"name": PureWindowsPath(text).name if is_place else text} if text else {}
+
+
+def _plain(text: str) -> Any:
+    """A number that was written as text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text and text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

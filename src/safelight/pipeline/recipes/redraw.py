@@ -1,0 +1,155 @@
+"""Drawing a picture again from what its file says."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from safelight.errors import InputError, MissingPartError
+from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.fields import parameters
+from safelight.pipeline.loading import load
+from safelight.pipeline.pictures import Pictures
+from safelight.pipeline.recipes.recipe import INPUTS, ModelCard, Reading, fingerprint
+from safelight.pipeline.recipes.weights import find_model
+from safelight.pipeline.tasks import TASKS
+
+IN_MEMORY = ("random",)  # names that `load` makes a model of without a file
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """A picture drawn again, and remarks on what may make it differ from the first."""
+
+    pictures: Pictures
+    remarks: tuple[str, ...]
+
+
+def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
+    """Load the model that a recipe names, from this machine alone: by its hashes, its own name, or the hub's cache.
+
+    Raises MissingPartError, with its name and hash, where it is not to be found.
+    """
+    said = reading.model
+    options = {"dtype": said.get("dtype")} | {name: value for name, value in options.items() if value is not None}
+    name, weights = str(said.get("name", "")), said.get("weights")
+    if name in IN_MEMORY and not weights:
+        return load(name, **options)
+    if isinstance(weights, dict) and (place := find_model(weights)) is not None:
+        return load(place, prediction_type=said.get("prediction_type"), **options)
+    if "/" in name and reading.recipe is not None and not Path(name).exists():
+        revision = said.get("revision")
+        try:
+            return load(name, revision=revision, local_files_only=True, **options)
+        except Exception as error:  # whatever is wrong with that copy, the next step is the same
+            raise missing(reading) from error
+    raise missing(reading)
+
+
+def missing(reading: Reading) -> MissingPartError:
+    """The error for a model that is not here: its name and hash, and what to do."""
+    said = reading.model
+    weights = said.get("weights")
+    hashes = [f"{file} sha256 {digest}" for file, digest in weights.items()] if isinstance(weights, dict) else []
+    known = hashes or [str(said.get("hash", "no hash known"))]
+    what = f"the model {said.get('name') or 'without a name'!r} is not known on this machine ({'; '.join(known)})"
+    return MissingPartError(what, remedy="give it with --model: a file, a folder or a hub id")
+
+
+def redraw(
+    reading: Reading, model: LatentDiffusion, *, seed: int | None = None, watch: Any = None, **inputs: Any
+) -> Redrawn:
+    """Draw what a picture's file says, with another seed if one is given. inputs: `image` and `mask` where it had some.
+
+    A picture of ours that was drawn in a batch is drawn in such a batch again, since the last bits depend on that.
+
+    Raises InputError for a picture to begin with that is not given, or for a keyword that no file can hold.
+    """
+    recipe = reading.recipe
+    if recipe is not None and recipe.unrecorded:
+        what = f"its recipe lacks {', '.join(recipe.unrecorded)}, which no file can hold"
+        raise InputError(what, remedy="draw it with the script that drew it")
+    given = _inputs(reading, inputs)
+    request = dict(reading.request) | given
+    count, place = recipe.batch if recipe is not None and seed is None else (1, 0)
+    request |= {"seed": seed} if seed is not None else {}
+    batch = _batch(request, count, place) if 0 <= place < count <= 1024 else None
+    task = TASKS[reading.task]
+    drawn = task(model, watch=watch, **(request if batch is None else request | batch))
+    one = _single(drawn, 0 if batch is None else place)
+    return Redrawn(one, _remarks(reading, model, given))
+
+
+def _batch(request: dict[str, Any], count: int, place: int) -> dict[str, Any] | None:
+    """The keywords of a batch in which this picture has its place; None where its numbers cannot be counted back."""
+    if request.get("noise") == "comfyui":
+        counted = "batch_index"
+    else:
+        counted = "subseed" if request.get("subseed_strength") else "seed"
+    first = (request.get(counted) or 0) - place
+    return {counted: first, "count": count, "batch_size": count} if count > 1 and first >= 0 else None
+
+
+def _single(drawn: Pictures, k: int) -> Pictures:
+    row = slice(k, k + 1)
+    return replace(
+        drawn,
+        images=drawn.images[row],
+        seeds=drawn.seeds[row],
+        latents=drawn.latents[row],
+        prompts=drawn.prompts[row],
+        negative_prompts=drawn.negative_prompts[row],
+        origins=drawn.origins[row],
+        batches=drawn.batches[row],
+        recipes=drawn.recipes[row],
+    )
+
+
+def _inputs(reading: Reading, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The pictures to begin with, where the task takes some."""
+    given = {}
+    for name in INPUTS:
+        wanted = name in parameters(TASKS[reading.task])
+        if wanted and inputs.get(name) is None:
+            said = reading.recipe.inputs.get(name, {}) if reading.recipe else {}
+            known = f": {said.get('width')}x{said.get('height')} pixels of sha256 {said.get('sha256')}" if said else ""
+            raise InputError(f"the picture was drawn from another, its {name}{known}", remedy=f"give it with --{name}")
+        if wanted:
+            given[name] = inputs[name]
+        elif inputs.get(name) is not None:
+            raise InputError(f"{reading.task} takes no {name}", remedy=f"leave --{name} out")
+    return given
+
+
+def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) -> tuple[str, ...]:
+    """Where this is not what was drawn then."""
+    recipe, remarks = reading.recipe, []
+    if recipe is None:
+        return (f"this is {reading.program}'s recipe in our words: expect a close picture, and no equal one",)
+    if reading.kept:
+        remarks.append(f"not understood, and left out: {', '.join(reading.kept)}")
+    card = ModelCard.of(model).hashed()
+    if recipe.model.weights and card.weights != recipe.model.weights:
+        remarks.append("this is not the model that drew it: the hashes of the weights differ")
+    for name, value in given.items():
+        if fingerprint(value, name).get("sha256") != recipe.inputs.get(name, {}).get("sha256"):
+            remarks.append(f"this {name} is not the one it was drawn from: the pixels differ")
+    now = ModelCard.of(model)
+    for what, then, here in (("dtype", recipe.model.dtype, now.dtype), ("device", recipe.model.device, now.device)):
+        if then and then != here:
+            remarks.append(f"it was drawn with {what} {then}, and now with {here}")
+    return tuple(remarks)
+
+
+def difference(path: Path, image: Image.Image) -> str:
+    """How a picture that was drawn again differs from a file's: for people."""
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
+        if file.size != image.size:
+            return f"the file has {file.width}x{file.height} pixels, this picture {image.width}x{image.height}"
+        then, now = np.asarray(file.convert("RGB"), np.int16), np.asarray(image.convert("RGB"), np.int16)
+    largest = np.abs(then - now).max(2)
+    if not largest.any():
+        return "the pixels are identical"
+    return f"{(largest > 0).mean():.1%} of the pixels differ, by {largest.max()} of 255 at most"

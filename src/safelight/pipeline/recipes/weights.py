@@ -1,0 +1,73 @@
+"""sha256 of a model's files: taken once a file, then remembered in the user's cache with its size and time.
+
+The memory also tells where on this machine a model with known hashes lies, for drawing a picture again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from safelight.checkpoint.writing import replacing
+from safelight.errors import SafelightError
+
+
+def memory_file() -> Path:
+    """Where hashes are remembered: `safelight/weights.json` in $XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safelight" / "weights.json"
+
+
+def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
+    """sha256 of each file, by its name in the model. `source`: what the model was loaded from, to be found again.
+
+    A file that is gone since has no hash: no picture is lost for that.
+    """
+    memory, found = _remembered(), {}
+    for name, file in weights.items():
+        with suppress(OSError):
+            found[name] = _hash(file, memory)
+    if found and source and Path(source).exists():
+        memory.setdefault("models", {})[str(Path(source).absolute())] = found
+        _remember(memory)
+    return found
+
+
+def find_model(weights: Mapping[str, str]) -> Path | None:
+    """A model on this machine that has had exactly these hashes, and is still there."""
+    for source, known in _remembered().get("models", {}).items():
+        if weights and known == dict(weights) and Path(source).exists():
+            return Path(source)
+    return None
+
+
+def _hash(file: Path, memory: dict[str, Any]) -> str:
+    state = file.stat()
+    stamp, files = [state.st_size, state.st_mtime_ns], memory.setdefault("files", {})
+    known = files.get(str(file.absolute()))
+    if isinstance(known, list) and known[:2] == stamp:
+        return str(known[2])
+    with file.open("rb") as opened:
+        digest = file_digest(opened, "sha256").hexdigest()
+    files[str(file.absolute())] = [*stamp, digest]
+    return digest
+
+
+def _remembered() -> dict[str, Any]:
+    """The memory; an empty one where there is none, or it is damaged: hashes can be taken again."""
+    try:
+        memory = json.loads(memory_file().read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    good = isinstance(memory, dict) and all(isinstance(memory.get(key, {}), dict) for key in ("files", "models"))
+    return memory if good else {}
+
+
+def _remember(memory: dict[str, Any]) -> None:
+    """Write the memory, if it can be written: without it only time is lost."""
+    with suppress(OSError, SafelightError):
+        memory_file().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(memory_file()) as file:
+            file.write(json.dumps(memory, indent=1).encode())
