@@ -6,6 +6,7 @@ scheduled   another denoiser at each noise level
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.denoiser import Denoiser
-from safelight.diffusion.guidance import guided, rescaled
+from safelight.diffusion.guidance import guided, joined, rescaled
 from safelight.diffusion.samplers import Denoise
 from safelight.errors import InputError
 
@@ -61,11 +62,16 @@ def composed(
     if negative is None:
         raise InputError("a composition needs a negative condition", remedy="encode an empty prompt")
     low, high = interval
+    conditions = cache(lambda batch: joined(negative.expand(batch), positive.condition))
+
+    @cache  # what the host sends to a device, it sends once
+    def table(values: tuple[float, ...], device: torch.device) -> Tensor:
+        return torch.tensor(values, device=device)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        owners = torch.tensor(positive.owners, device=x.device)
-        weights = torch.tensor(positive.weights, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
-        away, toward = _together(denoiser, x, sigma, negative.expand(len(x)), positive.condition, owners)
+        owners = table(positive.owners, x.device)
+        weights = table(positive.weights, x.device).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        away, toward = _together(denoiser, x, sigma, conditions(len(x)), owners)
         pull = torch.zeros_like(away).index_add(0, owners, weights * (toward - away[owners]))
         if not low <= sigma <= high:
             return denoiser.parameterization.denoised(away + pull, x, sigma)
@@ -78,12 +84,13 @@ def composed(
 
 
 def _together(
-    denoiser: Denoiser, x: Tensor, sigma: float, negative: Condition, positive: Condition, owners: Tensor
+    denoiser: Denoiser, x: Tensor, sigma: float, conditions: Sequence[Condition], owners: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The network's raw output under the negative conditions (B) and under the positive ones (P)."""
-    if negative.shapes != positive.shapes:
-        return denoiser.output(x, sigma, negative), denoiser.output(x[owners], sigma, positive)
-    both = denoiser.output(torch.cat([x, x[owners]]), sigma, Condition.cat([negative, positive]))
+    seen = [x, x[owners]]
+    if len(conditions) == 1:
+        seen = [torch.cat(seen)]
+    both = torch.cat([denoiser.output(a, sigma, b) for a, b in zip(seen, conditions, strict=True)])
     return both[: len(x)], both[len(x) :]
 
 

@@ -20,7 +20,11 @@ NOTHING = Condition()
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A network with all one must know to use it. `network(x, timesteps, context=..., class_labels=...)` -> like x."""
+    """A network with all one must know to use it. `network(x, timesteps, context=..., class_labels=...)` -> like x.
+
+    A network with a true attribute `shares` takes one number for all timesteps, and contexts (n·B, L, D) for x
+    (B, ...): it may compute once what n conditions have in common. Others get each x as often as it is asked about.
+    """
 
     network: Callable[..., Any]
     schedule: NoiseSchedule
@@ -37,15 +41,24 @@ class Denoiser:
 
     def output(self, x: Tensor, sigma: float, condition: Condition = NOTHING) -> Tensor:
         """The network's raw answer (noise, v, ...) in x's dtype, before it is turned into x0."""
+        return self.outputs(x, sigma, condition.expand(len(x)))
+
+    def outputs(self, x: Tensor, sigma: float, conditions: Condition) -> Tensor:
+        """The raw answers (n·B, C, H, W) under n·B conditions for B pictures, where row i is of picture i mod B."""
         dtype = self.dtype or x.dtype
-        condition = condition.expand(len(x)).to(x.device, dtype)
+        conditions = conditions.to(x.device, dtype)
+        present, rows = conditions.present(), max(conditions.batch, len(x))
+        shares = getattr(self.network, "shares", False)
         c_in = self.parameterization.coefficients(sigma)[2]
         scaled = (c_in * x).to(dtype)
-        if condition.concat is not None:
-            scaled = torch.cat([scaled, condition.concat], dim=1)
-        steering = {name: getattr(condition, name) for name in ("context", "class_labels")}
-        timesteps = torch.full((len(x),), self.timestep(sigma), dtype=torch.float32, device=x.device)
-        return self.network(scaled, timesteps, **steering).to(x.dtype)
+        if rows > len(x) and not (shares and present.keys() == {"context"}):
+            scaled = scaled.repeat(rows // len(x), *[1] * (x.ndim - 1))
+        if conditions.concat is not None:
+            scaled = torch.cat([scaled, conditions.concat], dim=1)
+        t = self.timestep(sigma)
+        timesteps = t if shares else torch.full((rows,), t, dtype=torch.float32, device=x.device)
+        answers = self.network(scaled, timesteps, context=conditions.context, class_labels=conditions.class_labels)
+        return answers.to(x.dtype)
 
     def timestep(self, sigma: float) -> float:
         """What the network is told about the noise level: exact on the grid, interpolated off it."""
@@ -56,7 +69,10 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The floating type of the network's parameters; None for a network without."""
+        """The floating type that the network runs in, or else that of its parameters; None for one without."""
+        named = getattr(self.network, "dtype", None)
+        if isinstance(named, torch.dtype):
+            return named
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), None)

@@ -7,6 +7,7 @@ loss_guided   follow the gradient of a loss on the predicted picture
 """
 
 from collections.abc import Callable
+from functools import cache
 from math import inf
 
 import torch
@@ -46,10 +47,15 @@ def guided(
     if scale != 1 and negative is None:
         raise InputError("guidance needs a negative condition", remedy="encode an empty prompt, or set the scale to 1")
 
+    @cache
+    def conditions(batch: int) -> list[Condition]:
+        assert negative is not None
+        return joined(negative.expand(batch), positive.expand(batch))
+
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if scale == 1 or negative is None or not low <= sigma <= high:
             return denoiser(x, sigma, positive)
-        away, toward = _both(denoiser, x, sigma, negative, positive)
+        away, toward = torch.cat([denoiser.outputs(x, sigma, each) for each in conditions(len(x))]).chunk(2)
         output = away + scale * (toward - away)
         if rescale > 0:
             output = rescaled(output, toward, rescale)
@@ -58,13 +64,9 @@ def guided(
     return denoise
 
 
-def _both(denoiser: Denoiser, x: Tensor, sigma: float, a: Condition, b: Condition) -> tuple[Tensor, Tensor]:
-    """The network's raw output under two conditions."""
-    a, b = a.expand(len(x)), b.expand(len(x))
-    if a.shapes != b.shapes:
-        return denoiser.output(x, sigma, a), denoiser.output(x, sigma, b)
-    first, second = denoiser.output(torch.cat([x, x]), sigma, Condition.cat([a, b])).chunk(2)
-    return first, second
+def joined(a: Condition, b: Condition) -> list[Condition]:
+    """What goes through the network at once: both conditions, or one after the other where their shapes differ."""
+    return [Condition.cat([a, b])] if a.shapes == b.shapes else [a, b]
 
 
 def rescaled(output: Tensor, reference: Tensor, amount: float) -> Tensor:

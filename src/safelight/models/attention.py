@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from safelight import kernels
 from safelight.models.layers import GroupNorm
+from safelight.models.once import Once, fan_out, read
 
 __all__ = ["GEGLU", "Attention", "AttentionBlock", "Transformer", "TransformerBlock"]
 
@@ -31,9 +32,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(source, dim, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))  # a list of one, because the field names it to_out.0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
         """x (B, L, dim) attends to context (B, M, context_dim), or to itself -> (B, L, dim)."""
-        return self.attend(x, *self.keys_values(x if context is None else context))
+        return self.attend(x, *read(x if context is None else context, self.keys_values))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Context (B, M, D) -> keys and values, each (B, heads, M, d): all that a net needs to know of a prompt."""
@@ -60,7 +61,7 @@ class AttentionBlock(Attention):
         super().__init__(channels, heads, bias=True)
         self.group_norm = nn.Identity() if groups is None else GroupNorm(groups, channels, eps)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
         """x (B, C, H, W) -> the same shape. `context` is not used: a Transformer may stand in this place."""
         return x + to_image(super().forward(to_tokens(self.group_norm(x))), x)
 
@@ -106,9 +107,15 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(dim, heads, context_dim=context_dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, L, dim), context (B, M, context_dim) -> (B, L, dim)."""
+    def forward(self, x: Tensor, context: Tensor | Once) -> Tensor:
+        """x (B, L, dim), context (B or n·B, M, context_dim) -> (B or n·B, L, dim).
+
+        With n contexts for each x, all that comes before the first look at them is computed once.
+        """
+        if self.only_cross_attention:
+            x = fan_out(x, len(context))
         x = x + self.attn1(self.norm1(x), context if self.only_cross_attention else None)
+        x = fan_out(x, len(context))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -141,12 +148,13 @@ class Transformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, H, W), context (B, M, context_dim) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, context: Tensor | Once) -> Tensor:
+        """x (B, C, H, W), context (B or n·B, M, context_dim) -> (B or n·B, C, H, W)."""
         h = self.norm(x)
         h = self.proj_in(to_tokens(h)) if self.linear_projection else to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context)
+        x = fan_out(x, len(h))
         return x + (to_image(self.proj_out(h), x) if self.linear_projection else self.proj_out(to_image(h, x)))
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from safelight import kernels
 from safelight.errors import InputError, nearest
+from safelight.models.once import Once, read
 
 __all__ = ["ACTIVATIONS", "Downsample", "GroupNorm", "ResBlock", "Upsample", "activation", "zero_init"]
 
@@ -135,7 +136,7 @@ class ResBlock(nn.Module):
         same = in_channels == out_channels
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | Once | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """x (B, C, H, W) and emb (B or 1, emb_channels) -> (B, out_channels, H', W'); `size` is H', W' for "up"."""
         h = self.norm1(x)
         if self.resample == "down":
@@ -145,12 +146,16 @@ class ResBlock(nn.Module):
         h = self.modulate(self.conv1(h), emb)
         return self.conv_shortcut(x) + self.conv2(self.dropout(h))
 
-    def modulate(self, h: Tensor, emb: Tensor | None) -> Tensor:
+    def modulate(self, h: Tensor, emb: Tensor | Once | None) -> Tensor:
         """Let the embedding in, and normalise: act(norm(h + e)), or act(norm(h)·(1 + scale) + shift)."""
         if emb is None:
             return self.norm2(h)
-        e = self.time_emb_proj(self.act(emb))[:, :, None, None]
+        e = read(emb, self.project)[:, :, None, None]
         if not self.scale_shift:
             return self.norm2(h + e)
         scale, shift = torch.chunk(e, 2, dim=1)
         return self.act(self.norm2(h) * (1 + scale) + shift)
+
+    def project(self, emb: Tensor) -> Tensor:
+        """Embeddings (B, emb_channels) -> what this block takes from them, (B, out_channels or twice that)."""
+        return self.time_emb_proj(self.act(emb))

@@ -12,7 +12,7 @@ The shape is that of Ronneberger et al. 2015 (arXiv 1505.04597), Ho et al. 2020 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, zip_longest
 from typing import Literal, cast
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from safelight.errors import InputError
 from safelight.models.attention import AttentionBlock, Transformer
 from safelight.models.layers import Downsample, GroupNorm, ResBlock, Upsample, activation, zero_init
+from safelight.models.once import Once, fan_out
 from safelight.models.unet_config import Level, UNetConfig
 
 __all__ = ["TimestepEmbedding", "UNet", "UNetConfig", "sinusoid"]
@@ -83,7 +84,7 @@ class UNet(nn.Module):
         is for conditional nets, `class_labels` for nets with a class embedding: (B,) class numbers or timesteps, or
         (B, width) vectors. Whatever is missing, superfluous or of the wrong size is an InputError.
         """
-        self._check_inputs(x, context)
+        self.check_inputs(x, context)
         emb = self.embed_time(timesteps, class_labels)
         if emb.shape[0] not in (1, x.shape[0]):
             raise InputError(
@@ -111,16 +112,30 @@ class UNet(nn.Module):
             class_labels = class_labels.to(self.dtype)
         return emb + self.class_embedding(class_labels)
 
-    def forward_embedded(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        """The net proper: x (B, in_channels, H, W), emb from `embed_time`, context -> (B, out_channels, H, W)."""
-        run = self._runner()
+    def embed_steps(self, timesteps: Sequence[float]) -> list[Once]:
+        """For each timestep of a run what `forward_embedded` takes, and what every block takes from it, all at once."""
+        emb = self.embed_time(torch.tensor(timesteps, dtype=torch.float32))
+        taken = {m.project: m.project(emb) for m in self.modules() if isinstance(m, ResBlock)}
+        return [Once(emb[i : i + 1], {part: e[i : i + 1] for part, e in taken.items()}) for i in range(len(emb))]
 
-        def layer(x: Tensor, res: nn.Module, attention: nn.Module | None) -> Tensor:
-            x = run(res, x, emb)
-            return x if attention is None else run(attention, x, context)
+    def forward_embedded(self, x: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None) -> Tensor:
+        """The net proper: x (B, in_channels, H, W), emb from `embed_time`, context -> (B, out_channels, H, W).
 
-        x = self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
-        skips = [x]
+        With a context of n·B rows each x is seen in n contexts, x after x: the result has n·B rows. Until the first
+        cross-attention they agree, and are computed once if one emb is for all.
+        """
+        if context is not None and not isinstance(emb, Once) and len(emb) > 1:
+            x, emb = fan_out(x, len(context)), fan_out(emb, len(context))
+        first = self.enter(x)
+        return self.leave(self.deep(first, emb, context), first, emb, context)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The first convolution."""
+        return self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
+
+    def deep(self, first: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None) -> Tensor:
+        """All between `enter` and `leave`: down, and up again to the last block's last layer."""
+        layer, run, x, skips = self._layer(emb, context), self._runner(), first, [first]
         for block in cast(Iterable[Block], self.down_blocks):
             for res, attention in block.layers():
                 x = layer(x, res, attention)
@@ -135,10 +150,16 @@ class UNet(nn.Module):
 
         for block in cast(Iterable[Block], self.up_blocks):
             for res, attention in block.layers():
-                x = layer(torch.cat([x, skips.pop()], dim=1), res, attention)
+                if len(skips) > 1:  # the last layer is for `leave`
+                    x = layer(join(x, skips.pop()), res, attention)
             for up in block.upsamplers:
                 x = run(up, x, emb, skips[-1].shape[-2:])  # twice the size, or one less where the way down rounded up
+        return x
 
+    def leave(self, deep: Tensor, first: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None) -> Tensor:
+        """The last layer, which sees `deep` beside the first convolution, and the way out."""
+        *_, (res, attention) = cast(Block, self.up_blocks[-1]).layers()
+        x = self._layer(emb, context)(join(deep, first), res, attention)
         return self.conv_out(self.conv_norm_out(x))
 
     @property
@@ -152,6 +173,16 @@ class UNet(nn.Module):
         c = self.config
         wave = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
         return wave.to(self.dtype)
+
+    def _layer(self, emb: Tensor | Once, context: Tensor | Once | None) -> Callable[..., Tensor]:
+        """A residual block and the attention that follows it, if one does."""
+        run = self._runner()
+
+        def layer(x: Tensor, res: nn.Module, attention: nn.Module | None) -> Tensor:
+            x = run(res, x, emb)
+            return x if attention is None else run(attention, x, context)
+
+        return layer
 
     def _runner(self) -> Callable[..., Tensor]:
         """How forward calls a part: plainly, or so that its activations are computed again in the backward pass."""
@@ -169,7 +200,8 @@ class UNet(nn.Module):
             elif isinstance(module, AttentionBlock):
                 zero_init(module.to_out)
 
-    def _check_inputs(self, x: Tensor, context: Tensor | None) -> None:
+    def check_inputs(self, x: Tensor, context: Tensor | None, contexts: int = 1) -> None:
+        """Raise InputError unless x (B, ...) and a context of `contexts`·B rows fit this net."""
         c, channels = self.config, self.conv_in.weight.shape[1]  # a first layer may have been put in by hand
         if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < self.min_size:
             raise InputError(
@@ -185,9 +217,10 @@ class UNet(nn.Module):
             )
         if context is not None and not c.conditional:
             raise InputError("This U-Net has no cross-attention, but got a context.", remedy="leave context out")
-        if context is not None and (context.ndim != 3 or context.shape[::2] != (x.shape[0], c.cross_attention_dim)):
+        rows = contexts * x.shape[0]
+        if context is not None and (context.ndim != 3 or context.shape[::2] != (rows, c.cross_attention_dim)):
             raise InputError(
-                f"The U-Net takes a context of shape ({x.shape[0]}, L, {c.cross_attention_dim}), "
+                f"The U-Net takes a context of shape ({rows}, L, {c.cross_attention_dim}), "
                 f"but got {tuple(context.shape)}.",
                 remedy="use the text encoder that belongs to this U-Net, and one prompt per picture",
             )
@@ -210,6 +243,11 @@ class Block(nn.Module):
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each residual block with the attention that follows it, if one does."""
         return zip_longest(self.resnets, self.attentions)
+
+
+def join(x: Tensor, skip: Tensor) -> Tensor:
+    """x, and behind its channels those that the way down has left, perhaps once for several contexts."""
+    return torch.cat([x, fan_out(skip, len(x))], dim=1)
 
 
 def make_res_block(

@@ -136,6 +136,13 @@ class Settings(TypedDict, total=False):
     extra_networks: Annotated[
         Literal["error", "ignore"], Field(default="error", description="what to do about <lora:name:0.8> in a prompt")
     ]
+    feature_cache: Annotated[
+        int,
+        Field(default=1, ge=1, le=100, description="compute deep features once in so many evaluations; 1 is exact"),
+    ]
+    feature_cache_start: Annotated[
+        float, Field(default=0.5, ge=0, le=1, description="share of the run after which feature_cache acts")
+    ]
     tile: Annotated[
         Literal["auto", "always", "never"],
         Field(default="auto", description="whether to decode in tiles, which needs less memory"),

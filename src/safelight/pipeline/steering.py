@@ -6,16 +6,19 @@ task that walks only the last part of the grid. (AUTOMATIC1111 counts the calls 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby
-from math import inf
+from math import ceil, inf
 
 from torch import Tensor
 
 from safelight.diffusion.composition import Composition, composed, rows_of, scheduled
 from safelight.diffusion.condition import Condition
+from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.samplers import Denoise
+from safelight.errors import InputError
+from safelight.models.run import Run, untouched
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
 from safelight.text.encoding import Course, encode_plans
@@ -47,6 +50,10 @@ class Steering:
             for one, start in zip(several, starts, strict=False)
         ]
         return cls(Condition.cat([one.condition for one in several]), tuple(chain.from_iterable(moved)))
+
+    def on(self, model: LatentDiffusion) -> "Steering":
+        """Where the model's U-Net runs, and in its dtype."""
+        return replace(self, condition=self.condition.to(model.device, model.dtype))
 
     def pick(self, prompts: Sequence[int]) -> "Steering":
         """The prompts of some pictures, in their order."""
@@ -143,6 +150,8 @@ def steered(
 
     What steers is put together once for each different state of the prompts.
     """
+    denoiser = running(model, grid, settings)
+    positive, negative = positive.on(model), negative.on(model) if negative is not None else None
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], Denoise] = {}
     scale = settings["guidance_scale"] if negative is not None else 1.0
 
@@ -151,7 +160,7 @@ def steered(
         rows, against = positive.rows(step), negative.rows(step) if negative is not None else ()
         if (rows, against) not in known:
             known[rows, against] = composed(
-                model.denoiser.on(grid),
+                denoiser,
                 positive.composition(rows, concat),
                 None if negative is None else rows_of(negative.condition, against, concat),
                 scale,
@@ -161,3 +170,17 @@ def steered(
         return known[rows, against]
 
     return scheduled(denoise_at)
+
+
+def running(model: LatentDiffusion, grid: Grid, settings: Settings) -> Denoiser:
+    """The model's denoiser on a grid, for one run: what its steps have in common is computed once."""
+    denoiser = model.denoiser.on(grid)
+    if not untouched(model.unet):
+        if settings["feature_cache"] > 1:
+            what = "feature_cache needs a U-Net that is not wrapped, compiled, patched or hooked"
+            raise InputError(what, remedy="leave it out, or give the U-Net as it was loaded")
+        return denoiser
+    timesteps = [denoiser.timestep(sigma) for sigma in grid.sigmas[:-1]]
+    early = ceil(settings["feature_cache_start"] * len(timesteps))
+    below = timesteps[early - 1] if early else inf
+    return replace(denoiser, network=Run(model.unet, timesteps, every=settings["feature_cache"], below=below))
