@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from safelight import __version__
-from safelight.app import evaluate_command, seeing_commands, training_commands
+from safelight.app import evaluate_command, recipe_commands, seeing_commands, training_commands
 from safelight.app.console import onlooker, say, table
 from safelight.app.options import (
     DEFAULT_MODEL,
@@ -43,6 +43,8 @@ AROUND: dict[str, tuple[Any, Any]] = {
     "model": (DEFAULT_MODEL, ModelOption),
     **LOADING,
     "out": (Path("outputs"), OutOption),
+    "format": ("png", Annotated[Literal["png", "jpeg", "webp"], typer.Option(help="of the pictures' files")]),
+    "metadata": (True, recipe_commands.MetadataOption),
     "as_json": (False, JsonOption),
     "preview": (False, PreviewOption),
 }
@@ -92,14 +94,16 @@ def draw(
     *,
     model: str,
     out: Path,
+    format: str,
+    metadata: bool,
     as_json: bool,
     preview: bool,
     **loading: Any,
 ) -> None:
-    """Load, draw with a progress bar, or with previews, write PNGs, and tell where they are."""
+    """Load, draw with a progress bar, or with previews, write files, and tell where they are."""
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import check_folder, save_png
+    from safelight.pipeline.pictures import check_folder
 
     check_folder(out)
     if model == "random":
@@ -110,14 +114,14 @@ def draw(
     with onlooker(preview, f"loading {model}") as looking:
         loaded = load(model, **loading)
         pictures = task(loaded, watch=looking.watching(loaded), **given)
-    stem = file_stem(given.get("prompt") or Path(str(given.get("image", "picture"))).stem)
+    stem = file_stem(given.get("prompt") or given.get("label") or Path(str(given.get("image", task.__name__))).stem)
     rows = []
-    for image, seed, prompt in zip(pictures.images, pictures.seeds, pictures.prompts, strict=True):
-        path = save_png(image, out / f"{stem}-{seed}.png")
+    paths = pictures.save(out, stem, format=format, metadata=metadata)
+    for path, image, seed, prompt in zip(paths, pictures.images, pictures.seeds, pictures.prompts, strict=True):
         rows.append({"path": str(path), "seed": seed, "prompt": prompt, "width": image.width, "height": image.height})
         if not as_json:
             typer.echo(path)
-            if prompt != given["prompt"]:
+            if prompt != given.get("prompt"):
                 say(prompt or "(no words)")
     if as_json:
         typer.echo(json.dumps({"model": model, "pictures": rows}))
@@ -129,7 +133,7 @@ def file_stem(words: str) -> str:
 
 
 for _name, _task in TASKS.items():
-    app.command(_name.replace("_to_", "2"))(drawing_command(_task))
+    app.command(_name.replace("_to_", "2").replace("_", "-"))(drawing_command(_task))
 
 
 @app.command()
@@ -222,6 +226,7 @@ def samplers(as_json: JsonOption = False) -> None:
 training_commands.register(app, answers)
 evaluate_command.register(app, answers)
 seeing_commands.register(app, answers)
+recipe_commands.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 COMMANDS |= {group.name for group in app.registered_groups if group.name}

@@ -20,7 +20,7 @@ from safelight.pipeline.fields import WORDING
 from safelight.pipeline.pictures import Pictures, open_picture
 from safelight.pipeline.recipes.weights import hashes
 
-INPUTS = ("image", "mask")
+INPUTS = ("image", "mask", "class_map")
 HOOKS = ("edit", "wrap")  # functions of the caller's, which no file can hold
 # What is no part of one picture's request: others' pictures, what has done its work, and what changes nothing
 LEFT_OUT = {*INPUTS, *HOOKS, *WORDING, "watch", "count", "batch_size"}
@@ -170,9 +170,9 @@ class Reading:
 
 def recorded(drawn: Pictures, task: Callable[..., Any], values: Mapping[str, Any], model: LatentDiffusion) -> Pictures:
     """The pictures that `task` drew for complete `values`, each with the recipe of itself alone."""
-    request = {name: value for name, value in values.items() if name not in LEFT_OUT}
+    request = {name: _listed(value) for name, value in values.items() if name not in LEFT_OUT}
     lost = [name for name in HOOKS if values.get(name) is not None]
-    lost += [name for name, value in request.items() if not name.endswith("prompt") and not _writable(value)]
+    lost += [name for name, value in request.items() if not _writable(value)]
     inputs = {name: fingerprint(values[name], name) for name in INPUTS if name in values}
     card = ModelCard.of(model)
     recipes = []
@@ -180,7 +180,7 @@ def recorded(drawn: Pictures, task: Callable[..., Any], values: Mapping[str, Any
         own = request | _own(drawn, k)
         if task.__name__ == "text_to_image":
             own |= {"width": image.width, "height": image.height}
-        gone = [*lost, *(name for name in ("prompt", "negative_prompt") if name in own and own[name] is None)]
+        gone = [name for name in lost if not isinstance(own.get(name), str)]  # of several prompts, one is its own
         kept = {name: value for name, value in own.items() if name not in gone}
         batch = drawn.batches[k] if drawn.batches else (1, 0)
         recipes.append(Recipe(task.__name__, kept, card, image.size, inputs, batch, tuple(gone)))
@@ -191,7 +191,13 @@ def _own(drawn: Pictures, k: int) -> dict[str, Any]:
     """What differs between the pictures of one request."""
     origin = drawn.origins[k]
     own = {"seed": origin.seed, "subseed": origin.subseed, "batch_index": origin.batch_index}
-    return own | {"prompt": drawn.prompts[k], "negative_prompt": drawn.negative_prompts[k]}
+    words = {"prompt": drawn.prompts[k], "negative_prompt": drawn.negative_prompts[k]}
+    return own | {name: text for name, text in words.items() if text is not None}  # of a class there is no text
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _writable(value: Any) -> bool:

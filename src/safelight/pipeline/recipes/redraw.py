@@ -37,7 +37,8 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     name, weights = str(said.get("name", "")), said.get("weights")
     if name in IN_MEMORY and not weights:
         return load(name, **options)
-    if isinstance(weights, dict) and (place := find_model(weights)) is not None:
+    place = find_model(weights if isinstance(weights, dict) else None, short=str(said.get("hash", "")))
+    if place is not None:
         return load(place, prediction_type=said.get("prediction_type"), **options)
     if "/" in name and reading.recipe is not None and not Path(name).exists():
         revision = said.get("revision")
@@ -71,7 +72,7 @@ def redraw(
     if recipe is not None and recipe.unrecorded:
         what = f"its recipe lacks {', '.join(recipe.unrecorded)}, which no file can hold"
         raise InputError(what, remedy="draw it with the script that drew it")
-    given = _inputs(reading, inputs)
+    given = required(reading, **inputs)
     request = dict(reading.request) | given
     count, place = recipe.batch if recipe is not None and seed is None else (1, 0)
     request |= {"seed": seed} if seed is not None else {}
@@ -107,8 +108,8 @@ def _single(drawn: Pictures, k: int) -> Pictures:
     )
 
 
-def _inputs(reading: Reading, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The pictures to begin with, where the task takes some."""
+def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
+    """Those of `image` and `mask` that the task takes. Raises InputError where one is missing, or one too many."""
     given = {}
     for name in INPUTS:
         wanted = name in parameters(TASKS[reading.task])

@@ -35,10 +35,11 @@ def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
     return found
 
 
-def find_model(weights: Mapping[str, str]) -> Path | None:
-    """A model on this machine that has had exactly these hashes, and is still there."""
+def find_model(weights: Mapping[str, str] | None = None, short: str = "") -> Path | None:
+    """A model on this machine that had exactly these hashes, or a file with A1111's short one, and is still there."""
     for source, known in _remembered().get("models", {}).items():
-        if weights and known == dict(weights) and Path(source).exists():
+        alike = known == dict(weights) if weights else any(digest.startswith(short) for digest in known.values())
+        if (weights or len(short) >= 10) and alike and Path(source).exists():
             return Path(source)
     return None
 
@@ -62,7 +63,7 @@ def _remembered() -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     good = isinstance(memory, dict) and all(isinstance(memory.get(key, {}), dict) for key in ("files", "models"))
-    return memory if good else {}
+    return memory if good and all(isinstance(known, dict) for known in memory.get("models", {}).values()) else {}
 
 
 def _remember(memory: dict[str, Any]) -> None:

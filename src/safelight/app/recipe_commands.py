@@ -1,0 +1,97 @@
+"""`safelight info` and `safelight again`: what a picture's file says of how it was made, and drawing it again."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from safelight.app.console import onlooker, say, table, warn
+from safelight.app.options import DeviceOption, DtypeOption, JsonOption, OutOption
+
+SHOWN = 400  # characters of a value that people are shown; --json has the whole
+
+FileArgument = Annotated[Path, typer.Argument(help="a picture: PNG, JPEG or WebP")]
+MetadataOption = Annotated[bool, typer.Option(help="write into the pictures' files how they were made")]
+
+
+def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
+    """Add the commands to the command line; `answers` turns what they raise into messages."""
+    app.command()(answers(info))
+    app.command()(answers(again))
+
+
+def info(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show how a picture was made, as its file says: by Safelight, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers."""
+    from safelight.pipeline.recipes.reading import read_picture
+
+    reading = read_picture(file)
+    facts = {name: getattr(reading, name) for name in ("program", "task", "request", "model", "kept", "remarks")}
+    if as_json:
+        typer.echo(json.dumps({"file": str(file)} | facts))
+        return
+    version = reading.recipe.versions["safelight"] if reading.recipe else ""
+    head = {"written by": f"{reading.program} {version}".strip(), "task": reading.task}
+    inputs = reading.recipe.inputs if reading.recipe else {}
+    rows(head | dict(reading.request) | {f"model {name}": value for name, value in reading.model.items()} | inputs)
+    if reading.kept:
+        typer.echo("\nkept, but not understood:")
+        rows(reading.kept)
+    for remark in reading.remarks:
+        warn(remark)
+
+
+def rows(values: Mapping[str, Any]) -> None:
+    """Names and values as a table; None is left out, and so is what a stranger's file could do to a terminal."""
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    table([{"what": clean(name), "is": clean(text)} for name, text in shown.items() if text != "null"])
+
+
+def clean(text: str) -> str:
+    """Text that moves no cursor: control characters become U+FFFD; what is long is cut."""
+    whole = "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text[:SHOWN])
+    return whole + (f" … ({len(text) - SHOWN} more)" if len(text) > SHOWN else "")
+
+
+def again(
+    file: FileArgument,
+    seed: Annotated[int | None, typer.Option(min=0, help="another seed, for a relative of the picture")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="the model, where it is not found by its hash; or another")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="the picture that it was drawn from, if any")] = None,
+    mask: Annotated[Path | None, typer.Option(help="the mask that it was drawn with, if any")] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    out: OutOption = Path("outputs"),
+    metadata: MetadataOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a picture again from what its file says; one of ours comes out with the same pixels on the same machine."""
+    from safelight.pipeline.loading import load
+    from safelight.pipeline.pictures import check_folder, save_picture
+    from safelight.pipeline.recipes.reading import read_picture
+    from safelight.pipeline.recipes.redraw import difference, model_for, redraw, required
+
+    reading = read_picture(file)
+    check_folder(out)
+    required(reading, image=image, mask=mask)  # before anything that takes a while
+    with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
+        if model is None:
+            loaded = model_for(reading, device=device, dtype=dtype)
+        else:
+            loaded = load(model, device=device, dtype=dtype or reading.model.get("dtype"))
+        redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), image=image, mask=mask)
+    picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
+    stem = f"{file.stem}-{'again' if seed is None else seed}"
+    path = save_picture(picture, out / f"{stem}.png", recipe if metadata else None)
+    compared = difference(file, picture) if seed is None else ""
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "compared": compared, "remarks": redrawn.remarks}))
+        return
+    typer.echo(path)
+    for remark in redrawn.remarks:
+        warn(remark)
+    if compared:
+        say(f"Compared with {file.name}: {compared}.")
