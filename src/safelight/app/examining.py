@@ -16,6 +16,7 @@ def examine() -> dict[str, Any]:
     from huggingface_hub import constants
 
     import safelight
+    from safelight.kernels import report
 
     cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     home = str(Path.home())
@@ -28,7 +29,7 @@ def examine() -> dict[str, Any]:
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "bfloat16 on this CPU": "native" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated, slower",
-        "kernels": "torch",
+        **{f"kernels, {dtype}": what for dtype, what in report().items()},
         "model cache": constants.HF_HUB_CACHE.replace(home, "~"),
         "free space": f"{shutil.disk_usage(home).free / 1e9:.0f} GB",
     }

@@ -1,32 +1,93 @@
 """The few hot operations of the networks: floor 0 of the house, torch alone.
 
-`attention` and `group_norm` are what `safelight.models` calls instead of torch's functions, so that faster twins can
-stand behind these two names without a change to any network. What stands here is the reference: plain torch.
+    attention, group_norm, conv3x3, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
+    twins.py    each in plain torch: what it means, what trains, and what runs wherever there is nothing faster
+    c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
+    native.py   the C kernels behind ctypes        build.py    how and where they are compiled
+    choice.py   which of them this machine has, and where they pay
+
+Without `fast` the twins compute, so that a network is the original's to the last bit. With it the results differ in
+rounding: relative to torch by about 1e-6 of the norm for each operation in float32. Where the C kernels do not take the
+arguments, or a gradient is wanted, or torch is as fast, the twins compute as well: no call fails for want of a kernel.
 """
 
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["attention", "group_norm"]
+from safelight.kernels import twins
+from safelight.kernels.choice import kernels_for, pays, report
+
+__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "report"]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, fast: bool = False
+) -> Tensor:
     """softmax(q·kᵀ/√d)·v, per head (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     q is (B, heads, L, d); k and v are (B, heads, M, d); the result is (B, heads, L, d), in q's dtype. With `causal`,
     position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, of two dimensions or
     more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    plain = fast and not causal and mask is None
+    if plain and (c := kernels_for(q.dtype)) and c.takes_attention(q, k, v) and pays(c, "attention", q.shape[-1]):
+        return c.attention(q, k, v)
+    return twins.attention(q, k, v, causal=causal, mask=mask)
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, *, silu: bool = False
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    silu: bool = False,
+    fast: bool = False,
 ) -> Tensor:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494), then SiLU if `silu`.
 
     x is (B, C, ...) with C divisible by `groups`; weight and bias are (C,). Mean and variance are taken in float32
     whatever x's dtype is; the result has x's shape and dtype.
     """
-    y = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(y) if silu else y
+    if fast and (c := kernels_for(x.dtype)) and c.takes_group_norm(x, groups, weight, bias):
+        return c.group_norm(x, groups, weight, bias, eps, silu=silu)
+    return twins.group_norm(x, groups, weight, bias, eps, silu=silu)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    beside: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    up: bool = False,
+    silu: bool = False,
+    fast: bool = False,
+) -> Tensor:
+    """A 3x3 convolution of stride 1 and padding 1, with what stands around it in the networks.
+
+    x is (B, C, H, W); weight (C', C, 3, 3); bias (C'). `beside` (B, C2, H, W) is read as if joined to x by channels,
+    and weight has C + C2 of them then; with `up`, H and W are doubled first, by nearest neighbour. To the result,
+    (B, C', H, W), `shift` (B or 1, C') is added for each picture, and `residual`, of its shape; then SiLU if `silu`.
+    """
+    if fast and (c := kernels_for(x.dtype)) and c.takes_conv3x3(x, weight, bias, beside, shift, residual):
+        return c.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
+    return twins.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None, fast: bool = False
+) -> Tensor:
+    """x·weightᵀ + bias + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N)."""
+    if fast and (c := kernels_for(x.dtype)) and c.takes_linear(x, weight, bias, residual) and pays(c, "linear"):
+        return c.linear(x, weight, bias, residual=residual)
+    return twins.linear(x, weight, bias, residual=residual)
+
+
+def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fast: bool = False) -> Tensor:
+    """a·gelu(b), where (a, b) = x·weightᵀ + bias (Shazeer 2020, arXiv 2002.05202): weight (2N, K) -> (..., N)."""
+    if fast and (c := kernels_for(x.dtype)) and c.takes_linear(x, weight, bias):
+        return c.linear(x, weight, bias, gate=True)
+    return twins.geglu(x, weight, bias)

@@ -1,0 +1,133 @@
+/* softmax(q·kᵀ·scale)·v for each head, without the matrix of scores: "flash" attention, forward.
+ *
+ * Lanes are queries, so that the softmax over keys never crosses lanes. A job is PANELS·PANEL queries of one head; it
+ * walks along the keys, KEYS at a time, and keeps for each query the largest score m, the sum s and the output O:
+ *
+ *                 PANEL queries
+ *                +------------+
+ *     Kb · Q  -> | S   KEYS x | -> P = 2^(S - m)  ->  O  [d][PANEL]  =  2^(m_old - m)·O + Vbᵀ·P
+ *                +------------+                       s              =  2^(m_old - m)·s + ΣP
+ *
+ * Q is packed [d][PANEL] with scale/ln 2 in it. K and V are copied once per head: rows without gaps, with
+ * PAIRS V in pairs of keys. Both products are the loop of gemm.h: rows are keys in the first, and the d of V in the second.
+ * q, k, v, o are (batch, length, heads, d) by strides, as the projections make them: nothing is transposed before.
+ *
+ * Dao et al. 2022, arXiv 2205.14135; Milakov & Gimelshein 2018, arXiv 1805.02867, for the running softmax.
+ */
+#include "gemm.h"
+
+enum { KEYS = 96, PANELS = 4 };
+
+typedef struct { long batch, head, token; } Strides; /* in elements */
+typedef struct {
+    const elem *q, *k, *v;
+    elem *o;
+    Strides sq, sk, sv, so;
+    long heads, queries, keys, d;
+    float scale;
+} Attention;
+
+typedef struct { /* what a thread keeps of one panel of queries */
+    word *q;      /* [d / PER_WORD][PANEL] */
+    float *o;     /* [d][PANEL] */
+    float *m, *s; /* [PANEL] each */
+} State;
+
+INLINE long state_floats(long d) { return (2 * d + 2) * PANEL; }
+INLINE State state(float *p, long d) { return (State){(word *)p, p + d * PANEL, p + 2 * d * PANEL, p + (2 * d + 1) * PANEL}; }
+
+/* Keys [keys][d], and values [keys / PER_WORD][d], as words: an odd last key is paired with zero. */
+static void copy_head(const Attention *a, const elem *k, const elem *v, word *k_to, word *v_to) {
+    for (long i = 0; i < a->keys; i++, k += a->sk.token, k_to += a->d / PER_WORD)
+        for (long j = 0; j < a->d; j += PER_WORD) k_to[j / PER_WORD] = join_words(scalar(k[j]), scalar(k[j + PER_WORD - 1]));
+    for (long i = 0; i < a->keys; i += PER_WORD, v += PER_WORD * a->sv.token, v_to += a->d) {
+        const elem *next = i + PER_WORD <= a->keys ? v + (PER_WORD - 1) * a->sv.token : NULL;
+        for (long j = 0; j < a->d; j++) v_to[j] = join_words(scalar(v[j]), next ? scalar(next[j]) : 0);
+    }
+}
+
+static void begin(const Attention *a, const elem *q, long count, State t) {
+    float factor = a->scale * 1.442695041f;
+    for (long d = 0; d < a->d; d += PER_WORD) for (long j = 0; j < PANEL; j++) {
+        const elem *from = q + j * a->sq.token + d;
+        word w = j < count ? join_words(scalar(from[0]) * factor, scalar(from[PER_WORD - 1]) * factor) : 0;
+        t.q[d / PER_WORD * PANEL + j] = w;
+    }
+    memset(t.o, 0, a->d * PANEL * sizeof *t.o);
+    for (long j = 0; j < PANEL; j++) t.m[j] = -3e38f, t.s[j] = 0;
+}
+
+/* Scores of n keys -> their exponentials, in place (as words: with PAIRS, of two keys), and m, s, O brought up to date. */
+static void softmax(long n, float *s, long d, State t) {
+    for (long half = 0; half < PANEL; half += LANES) {
+        vf old = loadf(t.m + half), most = old, sum = {};
+        for (long i = 0; i < n; i++) most = at_least(most, loadf(s + i * PANEL + half));
+        for (long i = 0; i < n; i += PER_WORD) {
+            vf p = exp2v(loadf(s + i * PANEL + half) - most), next = {};
+            if (PER_WORD == 2 && i + 1 < n) next = exp2v(loadf(s + (i + 1) * PANEL + half) - most);
+            sum += p + next;
+            store_words((word *)s + i / PER_WORD * PANEL + half, p, next); /* never beyond what has been read */
+        }
+        vf fade = exp2v(old - most);
+        storef(t.m + half, most);
+        storef(t.s + half, loadf(t.s + half) * fade + sum);
+        for (long i = 0; i < d; i++) storef(t.o + i * PANEL + half, loadf(t.o + i * PANEL + half) * fade);
+    }
+}
+
+static void finish(const Attention *a, elem *o, long count, State t) {
+    for (long j = 0; j < count; j++)
+        for (long d = 0; d < a->d; d++) o[j * a->so.token + d] = element(t.o[d * PANEL + j] / t.s[j]);
+}
+
+/* Up to PANELS·PANEL queries of one head. */
+static void queries(const Attention *a, const elem *q, elem *o, long count, const word *k, const word *v, float *own) {
+    float *s = own + PANELS * state_floats(a->d);
+    long d = a->d, words = d / PER_WORD, panels = ceil_div(count, PANEL);
+    State t[PANELS];
+    for (long p = 0; p < panels; p++) {
+        t[p] = state(own + p * state_floats(d), d);
+        begin(a, q + p * PANEL * a->sq.token, min(PANEL, count - p * PANEL), t[p]);
+    }
+    for (long i = 0; i < a->keys; i += KEYS) for (long p = 0; p < panels; p++) {
+        long n = min(KEYS, a->keys - i);
+        gemm(n, k + i * words, words, 1, t[p].q, words, s, 0);
+        softmax(n, s, d, t[p]);
+        gemm(d, v + i / PER_WORD * d, 1, d, (word *)s, ceil_div(n, PER_WORD), t[p].o, 1);
+    }
+    for (long p = 0; p < panels; p++) finish(a, o + p * PANEL * a->so.token, min(PANEL, count - p * PANEL), t[p]);
+}
+
+int KERNEL(attention)(const elem *q, const elem *k, const elem *v, elem *o, const long strides[12], long batch, long heads,
+                      long queries_, long keys, long d, float scale, int threads) {
+    if (batch < 1 || heads < 1 || queries_ < 1 || keys < 1 || d < 8 || d % 8 || threads < 1) return BAD_ARGUMENT;
+    const long *t = strides;
+    Attention a = {q, k, v, o, {t[0], t[1], t[2]}, {t[3], t[4], t[5]}, {t[6], t[7], t[8]}, {t[9], t[10], t[11]},
+                   heads, queries_, keys, d, scale};
+    long even = ceil_div(keys, PER_WORD), words = d / PER_WORD, size = PANELS * PANEL, blocks = ceil_div(queries_, size);
+    long own_floats = PANELS * state_floats(d) + KEYS * PANEL;
+    word *ks = scratch(batch * heads * (keys * words + even * d) * sizeof *ks), *vs = ks + batch * heads * keys * words;
+    float *own = scratch(threads * own_floats * sizeof *own);
+    if (!ks || !own) { free(ks); free(own); return NO_MEMORY; }
+    large_pages(o, batch * heads * queries_ * d * sizeof *o);
+#pragma omp parallel num_threads(threads)
+    {
+        float *mine = own + thread_number() * own_floats;
+#pragma omp for schedule(static)
+        for (long h = 0; h < batch * heads; h++) {
+            long b = h / heads, i = h % heads;
+            copy_head(&a, k + b * a.sk.batch + i * a.sk.head, v + b * a.sv.batch + i * a.sv.head,
+                      ks + h * keys * words, vs + h * even * d);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (long job = 0; job < batch * heads * blocks; job++) {
+            long h = job / blocks, b = h / heads, i = h % heads, first = job % blocks * size;
+            queries(&a, q + b * a.sq.batch + i * a.sq.head + first * a.sq.token,
+                    o + b * a.so.batch + i * a.so.head + first * a.so.token, min(size, queries_ - first),
+                    ks + h * keys * words, vs + h * even * d, mine);
+        }
+    }
+    free(ks);
+    free(own);
+    return OK;
+}

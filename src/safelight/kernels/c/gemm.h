@@ -1,0 +1,64 @@
+/* The one inner loop: a few rows times a panel of PANEL columns, kept in registers.
+ *
+ *          n words                  PANEL = 2·LANES
+ *        +--------+                 +------+                  +------+
+ *   rows |   x    |       x     n   |  u   |        +=        |  m   | rows
+ *        +--------+                 +------+                  +------+
+ *
+ * u is packed, [n][PANEL]; m is [rows][PANEL] floats. x is where it lies: word k of row r is x[r·row + k·step]. Each
+ * word of x is broadcast, each of u is loaded once for ROWS rows: two loads and ROWS broadcasts feed 2·ROWS products.
+ * ROWS is what fills the registers: 6 of 16 (2·6 sums, 2 of u, 1 broadcast), 12 of 32.
+ * Every element of m is one chain of sums in the order of k, so results do not depend on how work is split.
+ * (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication".)
+ */
+#pragma once
+#include "vec.h"
+
+enum { PANEL = 2 * LANES, ROWS = LANES == 8 ? 6 : 12 };
+
+INLINE void few_rows(int rows, const word *x, long row, long step, const word *u, long n, float *m, int add) {
+    vf sum[ROWS][2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        sum[r][0] = add ? loadf(m + r * PANEL) : (vf){};
+        sum[r][1] = add ? loadf(m + r * PANEL + LANES) : (vf){};
+    }
+    for (long k = 0; k < n; k++, x += step, u += PANEL) {
+        vw u0 = load_words(u), u1 = load_words(u + LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            sum[r][0] = dot(sum[r][0], x[r * row], u0);
+            sum[r][1] = dot(sum[r][1], x[r * row], u1);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        storef(m + r * PANEL, sum[r][0]);
+        storef(m + r * PANEL + LANES, sum[r][1]);
+    }
+}
+
+/* m = x·u, or m += x·u with `add`. The last rows are shared out evenly: few rows cannot hide the latency of a sum. */
+static void gemm(long rows, const word *x, long row, long step, const word *u, long n, float *m, int add) {
+    while (rows > 0) {
+        int r = rows >= 2 * ROWS ? ROWS : rows > ROWS ? (rows + 1) / 2 : rows;
+#define CASE(R) case R: few_rows(R, x, row, step, u, n, m, add); break;
+        switch (r) {
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if LANES == 16
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+        }
+#undef CASE
+        rows -= r, x += r * row, m += r * PANEL;
+    }
+}
+
+/* Pack n neighbouring elements of PANEL rows of a matrix: u[k][j] = rows[j][k]. n is a multiple of LANES. */
+INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
+    for (long k = 0; k < n; k += LANES) for (int half = 0; half < 2; half++) {
+        vf a[LANES];
+        UNROLL for (int j = 0; j < LANES; j++) a[j] = load(rows[half * LANES + j] + k);
+        transpose(a);
+        word *to = u + k / PER_WORD * PANEL + half * LANES;
+        UNROLL for (int i = 0; i < LANES; i += PER_WORD)
+            store_words(to + i / PER_WORD * PANEL, a[i], a[i + PER_WORD - 1]);
+    }
+}

@@ -1,0 +1,167 @@
+"""The C kernels behind ctypes: `Kernels` is one library, compiled for one dtype and kind of CPU.
+
+A method has its twin's signature. It checks what it is given (`takes_...` says what it can do), hands over addresses,
+sizes and strides, and allocates the result. The calls release the GIL, keep no state and use as many threads as torch.
+"""
+
+import ctypes
+from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from safelight.kernels.build import Variant
+
+ARGUMENTS = {
+    "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int],
+    "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3,
+    "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
+    "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 2,
+}
+
+
+class Kernels:
+    """The kernels of one library."""
+
+    def __init__(self, variant: Variant, path: Path) -> None:
+        self.variant = variant
+        self.dtype: torch.dtype = getattr(torch, variant.dtype)
+        self.lanes = variant.lanes
+        library = ctypes.CDLL(str(path))
+        self._calls = {name: getattr(library, f"{name}_{variant.name}") for name in ARGUMENTS}
+        for name, call in self._calls.items():
+            call.argtypes, call.restype = ARGUMENTS[name], c_int
+
+    def takes(self, *tensors: Tensor | None) -> bool:
+        """Whether these are plain tensors on the CPU, in this dtype and not part of a graph."""
+        given = [t for t in tensors if t is not None]
+        plain = all(t.device.type == "cpu" and t.dtype == self.dtype and t.layout == torch.strided for t in given)
+        return plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+
+    def takes_attention(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """(B, heads, L, d) and (B, heads, M, d), of any strides but within d, which is a multiple of 8."""
+        same = q.shape[0] == k.shape[0] == v.shape[0] and q.shape[1::2] == k.shape[1::2] and k.shape == v.shape
+        return (
+            self.takes(q, k, v)
+            and q.ndim == k.ndim == 4
+            and same
+            and q.shape[-1] % 8 == 0
+            and q.numel() * k.numel() > 0
+        )
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `kernels.attention`. The result is laid out (B, L, heads, d), so that joining the heads copies nothing."""
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+        (batch, heads, length, d), keys = q.shape, k.shape[2]
+        o = q.new_empty(batch, length, heads, d).transpose(1, 2)
+        strides = (c_long * 12)(*(s for t in (q, k, v, o) for s in t.stride()[:3]))
+        self._run("attention", q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5)
+        return o
+
+    def takes_group_norm(self, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
+        """(B, C, H, W), C a multiple of the groups and of the lanes."""
+        fits = x.ndim == 4 and x.shape[1] % groups == 0 and x.shape[1] % self.lanes == 0 and x.numel() > groups
+        return fits and is_row(weight, x.shape[1]) and is_row(bias, x.shape[1]) and self.takes(x, weight, bias)
+
+    def group_norm(
+        self, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, *, silu: bool = False
+    ) -> Tensor:
+        """As `kernels.group_norm`; the result is channels-last."""
+        x = channels_last(x)
+        (batch, channels, height, width), y = x.shape, torch.empty_like(x)
+        self._run(
+            "group_norm", x, float32(weight), float32(bias), y, batch, height * width, channels, groups, eps, silu
+        )
+        return y
+
+    def takes_conv3x3(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        beside: Tensor | None,
+        shift: Tensor | None,
+        residual: Tensor | None,
+    ) -> bool:
+        """Channels in, of each source, a multiple of the lanes, and channels out of twice the lanes."""
+        if x.ndim != 4 or weight.shape[2:] != (3, 3) or x.numel() == 0 or not is_row(bias, co := weight.shape[0]):
+            return False
+        sources = [x.shape[1], *([] if beside is None else [beside.shape[1]])]
+        fits = co % (2 * self.lanes) == 0 and not any(c % self.lanes for c in sources)
+        same = beside is None or (beside.shape[0], *beside.shape[2:]) == (x.shape[0], *x.shape[2:])
+        known = same and sum(sources) == weight.shape[1] and (shift is None or shift.shape in ((1, co), (len(x), co)))
+        return fits and known and self.takes(x, weight, bias, beside, shift, residual)
+
+    def conv3x3(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        beside: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        up: bool = False,
+        silu: bool = False,
+    ) -> Tensor:
+        """As `kernels.conv3x3`; the result is channels-last."""
+        x, weight = channels_last(x), weight.contiguous()
+        beside = None if beside is None else channels_last(beside)
+        batch, c1, height, width = x.shape
+        co, ci, height, width = *weight.shape[:2], height << up, width << up
+        y = torch.empty((batch, co, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+        residual = None if residual is None else channels_last(residual.expand_as(y))
+        added, step = float32(bias), 0
+        if shift is not None:
+            total = shift.float() if added is None else shift.float() + added
+            added, step = total.expand(batch, co).contiguous(), co
+        self._run("conv3x3", x, beside, weight, added, residual, y, batch, height, width, c1, ci, co, step, up, silu)
+        return y
+
+    def takes_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> bool:
+        """In features a multiple of the lanes; out features of twice the lanes (with a gate, before it: so as well)."""
+        fits = weight.shape[0] % (2 * self.lanes) == 0 and weight.shape[1] % self.lanes == 0
+        same = x.shape[-1:] == weight.shape[1:] and is_row(bias, weight.shape[0])
+        return fits and same and x.numel() > 0 and self.takes(x, weight, bias, residual)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        gate: bool = False,
+    ) -> Tensor:
+        """As `kernels.linear`, or with `gate` as `kernels.geglu`."""
+        n, k = weight.shape
+        n, rows = n // 2 if gate else n, x.numel() // k
+        x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
+        residual = None if residual is None else residual.expand_as(y).contiguous()
+        self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)
+        return y
+
+    def _run(self, name: str, *arguments: object) -> None:
+        """Call a kernel: tensors go as addresses, flags as 0 or 1, the number of threads last."""
+        raw = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        code = self._calls[name](*raw, torch.get_num_threads())
+        if code == 2:
+            raise MemoryError(f"no memory for the scratch space of the kernel {name!r}")
+        if code:
+            raise AssertionError(f"the kernel {name!r} was given what it does not take: {raw}")
+
+
+def is_row(x: Tensor | None, length: int) -> bool:
+    """Whether x is (length,), or absent."""
+    return x is None or x.shape == (length,)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with channels next to each other in memory, and no gaps: itself where it is so."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def float32(x: Tensor | None) -> Tensor | None:
+    """A small tensor in float32, contiguous; None stays None."""
+    return None if x is None else x.float().contiguous()

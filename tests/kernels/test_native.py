@@ -1,0 +1,217 @@
+"""The C kernels beside their twins: on random arguments, under sanitizers, in many threads, at the edges."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from fuzz import Fuzz, variant
+
+from safelight import kernels
+from safelight.kernels import build, choice, twins
+from safelight.kernels.native import Kernels
+
+CASES = int(os.environ.get("SAFELIGHT_FUZZ_CASES", "400"))
+runs_here = pytest.mark.skipif(
+    build.compiler() is None or not {"avx2", "fma"} <= build.cpu_features(),
+    reason="no C compiler, or no CPU with AVX2: there the twins compute, which have tests of their own",
+)
+pytestmark = runs_here
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def library(folder):
+    """Compile a variant once for all tests that ask for it."""
+    known = {}
+
+    def get(name: str) -> Kernels:
+        if name not in known:
+            known[name] = Kernels(variant(name), build.build(variant(name), folder))
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Fuzzing changes torch's number of threads; give it back."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.fixture
+def avx2(library):
+    return library("avx2")
+
+
+@pytest.mark.parametrize("name", ["avx2", "avx2_bf16", "emulated_avx512", "emulated_avx512_bf16"])
+def test_kernels_agree_with_their_twins_on_random_arguments(name, library):
+    k = library(name)
+    for case in Fuzz(k, seed=1).cases(CASES if "emulated" not in name else CASES // 4):
+        case.check(k.dtype)
+
+
+@pytest.mark.parametrize("name", ["avx2", "emulated_avx512_bf16"])
+def test_random_arguments_touch_no_foreign_memory(name, tmp_path):
+    sanitize = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+    runtime = subprocess.run([*build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not Path(runtime.stdout.strip()).is_file():
+        pytest.skip("the compiler has no AddressSanitizer")
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("fuzz.py"), name, str(CASES // 8), "2", tmp_path, *sanitize],
+        env=os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_sanitizer_sees_what_it_is_for(tmp_path):
+    """A kernel that is told of one pixel too many reads beyond its input: the run above must be able to fail."""
+    runtime = subprocess.run([*build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not Path(runtime.stdout.strip()).is_file():
+        pytest.skip("the compiler has no AddressSanitizer")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch; from pathlib import Path; from fuzz import Kernels, build, variant\n"
+        "v = variant('avx2'); flags = ('-fsanitize=address', '-g', '-O1')\n"
+        "k = Kernels(v, build.build(v, Path(sys.argv[2]), flags))\n"
+        "x = torch.zeros(1, 100_000); y = torch.zeros(1, 200_000)\n"
+        "k._run('group_norm', x, None, None, y, 1, 12_501, 8, 1, 1e-5, False)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, Path(__file__).parent, tmp_path],
+        env=os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "heap-buffer-overflow" in run.stderr
+
+
+def layers(k: Kernels, seed: int) -> list[torch.Tensor]:
+    """One result of each kernel."""
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(2, 32, 21, 18, generator=g), torch.randn(48, 32, 3, 3, generator=g)
+    q = torch.randn(2, 3, 130, 40, generator=g)
+    m, n = torch.randn(70, 64, generator=g), torch.randn(96, 64, generator=g)
+    norm = k.group_norm(x, 4, None, None, 1e-5, silu=True)
+    return [k.conv3x3(x, w), norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True)]
+
+
+def test_results_do_not_depend_on_the_number_of_threads(avx2):
+    torch.set_num_threads(1)
+    one = layers(avx2, 0)
+    for count in (2, 3, 4):
+        torch.set_num_threads(count)
+        for a, b in zip(one, layers(avx2, 0), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_callers_in_several_threads_do_not_disturb_each_other(avx2):
+    alone = [layers(avx2, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: layers(avx2, i % 4), range(32)))
+    for i, results in enumerate(together):
+        for a, b in zip(alone[i % 4], results, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["avx2", "avx2_bf16", "emulated_avx512", "emulated_avx512_bf16"])
+def test_what_is_not_finite_passes_through(name, value, library):
+    """Wherever the twin gives NaN or infinity the kernel gives neither a number nor silence."""
+    k = library(name)
+    dtype, c = k.dtype, 2 * k.lanes
+    x, w = torch.randn(1, c, 9, 9), torch.randn(c, c, 3, 3)
+    x[0, 3, 4, 4] = value
+    q = torch.randn(1, 1, 40, 16)
+    bad = q.clone()
+    bad[0, 0, 5, 3] = value
+    x, w, q, bad = (t.to(dtype) for t in (x, w, q, bad))
+    rows, matrix = x[0].flatten(1)[:, : 2 * k.lanes].contiguous(), w[..., 0, 0].contiguous()
+    rows = torch.nn.functional.pad(rows, (0, max(0, 2 * k.lanes - rows.shape[1])))
+    pairs = [
+        (k.conv3x3(x, w), twins.conv3x3(x, w)),
+        (k.group_norm(x, 2, None, None, 1e-5), twins.group_norm(x, 2, None, None, 1e-5)),
+        (k.attention(bad, q, q), twins.attention(bad, q, q)),
+        (k.attention(q, bad, q), twins.attention(q, bad, q)),
+        (k.attention(q, q, bad), twins.attention(q, q, bad)),
+        (k.linear(rows, matrix), twins.linear(rows, matrix)),
+        (k.linear(rows, matrix, gate=True), twins.geglu(rows, matrix)),
+    ]
+    for i, (ours, theirs) in enumerate(pairs):
+        if theirs.isnan().any() or theirs.isinf().any():
+            assert not ours[theirs.isnan()].isfinite().any(), i
+            assert not ours[theirs.isinf()].isfinite().any(), i
+
+
+def test_what_a_kernel_does_not_take_the_twin_computes(monkeypatch, avx2):
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2 if dtype == torch.float32 else None)
+    for channels in (3, 8, 16):
+        x, w = torch.randn(1, channels, 5, 5), torch.randn(16, channels, 3, 3)
+        torch.testing.assert_close(kernels.conv3x3(x, w, fast=True), twins.conv3x3(x, w), rtol=1e-4, atol=1e-4)
+    x = torch.randn(1, 16, 5, 5, dtype=torch.float64)
+    assert torch.equal(kernels.group_norm(x, 4, None, None, 1e-5, fast=True), twins.group_norm(x, 4, None, None, 1e-5))
+    with pytest.raises(RuntimeError, match="channels"):  # torch's own words
+        kernels.conv3x3(torch.randn(1, 8, 5, 5), torch.randn(16, 16, 3, 3), fast=True)
+
+
+def test_gradients_come_from_the_twin(monkeypatch, avx2):
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
+    x, w = torch.randn(1, 16, 5, 5, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
+    kernels.conv3x3(x, w, fast=True).sum().backward()
+    ours = w.grad.clone()
+    w.grad = None
+    twins.conv3x3(x, w).sum().backward()
+    assert torch.equal(ours, w.grad)
+    with torch.no_grad():
+        assert not kernels.conv3x3(x, w, fast=True).requires_grad
+
+
+def test_without_fast_the_twins_compute():
+    x, w = torch.randn(1, 16, 5, 5), torch.randn(16, 16, 3, 3)
+    assert torch.equal(kernels.conv3x3(x, w), twins.conv3x3(x, w))
+
+
+def test_the_switch_turns_them_off(monkeypatch):
+    monkeypatch.setenv(choice.SWITCH, "off")
+    assert choice.kernels_for(torch.float32) is None
+    assert set(choice.report().values()) == {"torch, since SAFELIGHT_KERNELS=off"}
+
+
+def test_without_a_compiler_torch_computes(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path)
+    choice._load.cache_clear()
+    try:
+        assert choice.kernels_for(torch.float32) is None
+        assert choice.report()["float32"] == "torch, since there is no C compiler"
+    finally:
+        choice._load.cache_clear()
+
+
+def test_libraries_are_built_once_and_renewed_with_their_sources(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path / "none")
+    v = variant("avx2")
+    assert build.find(v) is None
+    path = build.build(v, build.cache_folder())
+    assert build.find(v) == path
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing else is left behind
+    changed = tmp_path / "c"
+    changed.mkdir()
+    for file in build.SOURCES.iterdir():
+        (changed / file.name).write_bytes(file.read_bytes() + b"\n")
+    monkeypatch.setattr(build, "SOURCES", changed)
+    assert build.find(v) is None
