@@ -31,6 +31,7 @@ from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.distributed import once
 from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
 from safelight.training.stages.autoencoder import AutoencoderStage
+from safelight.training.stages.beginning import begin_linear
 from safelight.training.stages.conditioning import token_ids
 from safelight.training.stages.diffusion import DiffusionStage
 from safelight.training.stages.features_net import Watch, stand_in
@@ -97,7 +98,7 @@ def assemble_autoencoder(
         path, steps = run / "features.safetensors", recipe.features_steps
         perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device, watch=watch)
     with seeded(recipe.seed):
-        autoencoder = given if given is not None else Autoencoder(config)
+        autoencoder = given if given is not None else begin_linear(Autoencoder(config))
         autoencoder.requires_grad_(True).to(device)
         stage = AutoencoderStage(autoencoder, recipe, data, perceptual=perceptual, seed=recipe.seed)
     return Assembled(stage, data, about(recipe, data, {"autoencoder": autoencoder}))

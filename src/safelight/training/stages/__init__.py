@@ -4,6 +4,7 @@ stage            what the loop knows of a stage: losses of a batch, a sheet to l
 noise            random numbers of a batch that do not depend on how it is split
 norms            whether a network fits its pictures: group norms of one value are found before they train
 
+beginning        the weights that a new first stage begins with
 autoencoder      the first stage: how its losses are put together (options: autoencoder_config)
 adversarial      those losses one by one, as functions of tensors
 codebook         how a VQ model's codes are used, and new places for those that are not
