@@ -15,6 +15,7 @@ from safelight.diffusion.schedule import NoiseSchedule
 from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
+from safelight.models.conditioners import ClassEmbedder, Conditioner, LayoutEmbedder, MapEmbedder
 from safelight.models.unet import UNet
 from safelight.text.prompt import encode_prompt
 from safelight.text.tokenizer import Tokenizer
@@ -31,6 +32,9 @@ class LatentDiffusion:
         prediction_type: epsilon, v_prediction, sample or edm.
         text_encoder: turns token ids into the context of cross-attention; None for models without text.
         tokenizer: turns words into token ids; None for models without text.
+        conditioner: tells the U-Net of a class, a layout or a map of classes; None for other models.
+        classes: the names of the classes, where they are known.
+        low_res_schedule: the noise that an upscaler was told of on its small pictures; None for other models.
         family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
         name: where the model was loaded from.
         scheduler_config: the sampler settings that came with the model, as they stand in its file.
@@ -43,6 +47,9 @@ class LatentDiffusion:
     prediction_type: str = "epsilon"
     text_encoder: TextEncoder | None = None
     tokenizer: Tokenizer | None = None
+    conditioner: Conditioner | None = None
+    classes: tuple[str, ...] = ()
+    low_res_schedule: NoiseSchedule | None = None
     family: str = "custom"
     name: str = ""
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
@@ -74,9 +81,44 @@ class LatentDiffusion:
         return Denoiser(self.unet, self.schedule, self.parameterization)
 
     @property
+    def steered_by(self) -> Literal["words", "class", "layout", "nothing"]:
+        """What the U-Net is asked in. A class is told by a conditioner, or by a table of the U-Net's own."""
+        if isinstance(self.conditioner, ClassEmbedder | LayoutEmbedder):
+            return "class" if isinstance(self.conditioner, ClassEmbedder) else "layout"
+        if self.unet.config.conditional:
+            return "words"
+        return "nothing" if self.unet.config.num_class_embeds is None else "class"
+
+    @property
+    def sees(self) -> Literal["nothing", "mask", "picture", "map", "something"]:
+        """What the U-Net takes beside the latent: a mask and a masked picture, a small picture, a map of classes."""
+        latent, channels = self.autoencoder.config.embed_dim, self.unet.config.in_channels
+        if channels == latent:
+            return "nothing"
+        if isinstance(self.conditioner, MapEmbedder):
+            return "map"
+        return "mask" if channels == 2 * latent + 1 else "picture" if channels == latent + 3 else "something"
+
+    @property
     def paints_masks(self) -> bool:
         """Whether the U-Net takes a mask and a masked picture beside the latent (an inpainting model)."""
-        return self.unet.config.in_channels == 2 * self.autoencoder.config.embed_dim + 1
+        return self.sees == "mask"
+
+    @property
+    def null_class(self) -> int | None:
+        """The number that stands for no class in particular, for guidance; the last row of a U-Net's own table."""
+        if isinstance(self.conditioner, ClassEmbedder):
+            return self.conditioner.config.null_class
+        rows = self.unet.config.num_class_embeds
+        return None if rows is None or rows < 2 else rows - 1
+
+    @property
+    def class_count(self) -> int:
+        """How many classes can be asked for."""
+        own = self.unet.config.num_class_embeds or 0
+        if self.conditioner is None or not isinstance(self.conditioner, ClassEmbedder):
+            return self.conditioner.config.num_classes if self.conditioner else own - (self.null_class is not None)
+        return self.conditioner.config.num_classes - (self.null_class is not None)
 
     def grid(self, name: str, steps: int, **options: Any) -> Grid:
         """Lay `steps` noise levels from the most noise to none, by the rule called `name`."""
@@ -101,6 +143,8 @@ class LatentDiffusion:
         long_prompts: Literal["chunk", "error", "truncate"] = "chunk",
     ) -> Condition:
         """Encode prompts into what steers the U-Net; one row a prompt, all of one length."""
+        if self.steered_by in ("class", "layout") and any(prompts):
+            raise wrong_task(self)
         if not self.unet.config.conditional:
             if any(prompts):
                 raise InputError("this model was trained without text", remedy="leave the prompt empty")
@@ -121,7 +165,26 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the parts to a device and precision. The networks move in place (two copies could be too many)."""
-        for part in (self.unet, self.autoencoder, self.text_encoder):
+        for part in (self.unet, self.autoencoder, self.text_encoder, self.conditioner):
             if part is not None:
                 part.to(device=device, dtype=dtype)
         return self
+
+
+# What a model was trained for, and the task for it: by what it sees beside the latent, else by what it is steered by
+TRAINED_FOR = {
+    "mask": ("to inpaint", "inpaint"),
+    "picture": ("to enlarge pictures", "upscale"),
+    "map": ("to draw maps of classes", "semantic_synthesis"),
+    "something": ("to see more than words", "the script it came with"),
+    "class": ("to draw classes", "class_to_image"),
+    "layout": ("to draw layouts", "layout_to_image"),
+    "words": ("to draw from words", "text_to_image"),
+    "nothing": ("to draw without being asked", "unconditional"),
+}
+
+
+def wrong_task(model: LatentDiffusion) -> InputError:
+    """The error of asking a model for what it was not trained for: it names what it can be asked for."""
+    what, task = TRAINED_FOR[model.sees if model.sees != "nothing" else model.steered_by]
+    return InputError(f"this model was trained {what}", remedy=f"use `{task}`, or load a model for what you want")

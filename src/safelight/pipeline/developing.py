@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
 from safelight.diffusion.noise import BrownianNoise, NoiseSource, Origin, SeededNoise, make_noise, origins
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
 from safelight.errors import InputError, NonFiniteError
-from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.bundle import LatentDiffusion, wrong_task
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
-from safelight.pipeline.steering import Steering, batches, steer, steered, together
+from safelight.pipeline.steering import Pair, Steering, batches, steer, steered, together
 from safelight.pipeline.wording import Words, worded
 
 # Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 5 KB a pixel; this is 10 GB.
@@ -36,6 +37,7 @@ def develop(
     latent: Tensor | None = None,
     strength: float = 1.0,
     concat: Tensor | None = None,
+    beside: Callable[[int], Condition] | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
 ) -> Pictures:
     """Sample and decode `count` pictures for each prompt.
@@ -48,11 +50,11 @@ def develop(
         latent: (1, C, h, w) to start from, noised to where `strength` begins; None starts from noise alone.
         strength: the share of the grid to walk.
         concat: (1, C', h, w), further input channels of the U-Net.
+        beside: gives what else steers the picture of a seed, beside the words: a `Condition` of one row.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
     """
-    if concat is None and model.paints_masks:
-        what = "this model was trained to inpaint: it needs a picture and a mask beside the words"
-        raise InputError(what, remedy="use `inpaint`, or load a model for text to image")
+    if concat is None and beside is None and model.sees != "nothing":
+        raise wrong_task(model)
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     words = worded(prompt, settings, first)
@@ -64,6 +66,8 @@ def develop(
     shape = (model.autoencoder.config.embed_dim, h, w)
     source = noise_source(model, settings)
     every = grown_from(first, len(pairs), source, settings)
+    if beside is not None:
+        pairs = [told(pair, beside(origin.seed)) for pair, origin in zip(pairs, every, strict=True)]
     finished, places = [], []
     for numbers in batches(pairs, batch_size):
         denoise = guide(model, grid, *together([pairs[k] for k in numbers]), settings, concat)
@@ -81,6 +85,17 @@ def develop(
         tuple(every),
         tuple(places),
     )
+
+
+def told(pair: Pair, more: Condition) -> Pair:
+    """A prompt and its negative prompt, with what steers the picture whatever the words are."""
+
+    def one(steering: Steering) -> Steering:
+        rows = steering.condition.batch
+        return replace(steering, condition=replace(steering.condition, **more.expand(rows).present()))
+
+    positive, negative = pair
+    return one(positive), None if negative is None else one(negative)
 
 
 def noise_source(model: LatentDiffusion, settings: Settings) -> NoiseSource:

@@ -21,6 +21,15 @@ Height = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description
 Prompt = Annotated[Any, Field(description="what the picture should show")]
 ImagePath = Annotated[Any, Field(description="the picture to start from (PNG, JPEG or WebP)")]
 MaskPath = Annotated[Any, Field(description="white where the picture is to be repainted, black where it stays")]
+Label = Annotated[Any, Field(description="class of what to draw: its name or its number")]
+Boxes = Annotated[
+    Any, Field(description='objects and their boxes, as shares: "apple 0.1 0.2 0.5 0.6, dog …" (x0 y0 x1 y1)')
+]
+ClassMap = Annotated[Any, Field(description="grey or indexed PNG; each pixel's value is the number of its class")]
+NoiseLevel = Annotated[
+    int | None,
+    Field(ge=0, le=350, description="noise on the picture, for models that know of some; by default 20, few details"),
+]
 
 # What diffusers and A1111 call our options
 PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count", "n_iter": "count", "cfg_scale":

@@ -1,12 +1,14 @@
 """`load`: from a name to a `LatentDiffusion`, on the right device and in the right precision."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.parts import Parts
-from safelight.diffusion.schedule import noise_schedule
+from safelight.diffusion.schedule import NoiseSchedule, noise_schedule
 from safelight.errors import CheckpointError, InputError
 from safelight.pipeline.bundle import LatentDiffusion
 
@@ -71,7 +73,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
     """
     config = parts.scheduler_config
     try:
-        schedule = noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None})
+        schedule = _schedule(config)
     except InputError as error:
         what = f"its scheduler config cannot be used: {error.what}"
         raise CheckpointError(what, path=parts.source, remedy=error.remedy) from error
@@ -80,6 +82,9 @@ def bundle(parts: Parts) -> LatentDiffusion:
         autoencoder=parts.autoencoder,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
+        conditioner=parts.conditioner,
+        classes=parts.classes,
+        low_res_schedule=_schedule(parts.low_res_scheduler_config) if parts.low_res_scheduler_config else None,
         schedule=schedule,
         prediction_type=parts.prediction_type,
         family=parts.family,
@@ -87,6 +92,10 @@ def bundle(parts: Parts) -> LatentDiffusion:
         scheduler_config=config,
         weights=parts.weights,
     )
+
+
+def _schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+    return noise_schedule(**{key: config[key] for key in SCHEDULE_KEYS if config.get(key) is not None})
 
 
 def _device(device: str | torch.device | None) -> torch.device:

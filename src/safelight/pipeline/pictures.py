@@ -108,8 +108,10 @@ def load_mask(mask: Any, picture: Tensor) -> Tensor:
 
 
 def open_picture(picture: Any, name: str) -> Image.Image:
-    """A picture's file, image or array as an RGB image, or grey where it is called "mask". Raises InputError."""
+    """A picture's file, image or array as an RGB image; grey if it is called "mask", as it is if "class_map"."""
     image = opened(picture, name)
+    if name == "class_map":
+        return image
     return image.convert("L") if name == "mask" else _rgb(image)
 
 
