@@ -33,8 +33,8 @@ def info(file: FileArgument, as_json: JsonOption = False) -> None:
         return
     version = reading.recipe.versions["safelight"] if reading.recipe else ""
     head = {"written by": f"{reading.program} {version}".strip(), "task": reading.task}
-    inputs = reading.recipe.inputs if reading.recipe else {}
-    rows(head | dict(reading.request) | {f"model {name}": value for name, value in reading.model.items()} | inputs)
+    model = {f"model {name}": value for name, value in reading.model.items()}
+    rows({**head, **reading.request, **model, **(reading.recipe.inputs if reading.recipe else {})})
     if reading.kept:
         typer.echo("\nkept, but not understood:")
         rows(reading.kept)
@@ -62,6 +62,7 @@ def again(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="the picture that it was drawn from, if any")] = None,
     mask: Annotated[Path | None, typer.Option(help="the mask that it was drawn with, if any")] = None,
+    class_map: Annotated[Path | None, typer.Option(help="the map of classes that it was drawn from, if any")] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     out: OutOption = Path("outputs"),
@@ -76,13 +77,14 @@ def again(
 
     reading = read_picture(file)
     check_folder(out)
-    required(reading, image=image, mask=mask)  # before anything that takes a while
+    inputs = {"image": image, "mask": mask, "class_map": class_map}
+    required(reading, **inputs)  # before anything that takes a while
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
         if model is None:
             loaded = model_for(reading, device=device, dtype=dtype)
         else:
             loaded = load(model, device=device, dtype=dtype or reading.model.get("dtype"))
-        redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), image=image, mask=mask)
+        redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else seed}"
     path = save_picture(picture, out / f"{stem}.png", recipe if metadata else None)

@@ -67,12 +67,13 @@ class Pictures(Sequence[Image.Image]):
         """Write the pictures as `stem-seed.png` into a folder, with their recipes unless `metadata` is False.
 
         format: "png", or "jpeg" or "webp", which lose a little. No file is written over: a number is added to the name.
-        Returns the files' paths. Raises InputError where the folder may not be written to, or a recipe is too long.
+        A JPEG without room for its recipe becomes a PNG. Returns the files' paths. Raises InputError where the folder
+        may not be written to.
         """
         check_folder(Path(folder))
         recipes = self.recipes if metadata and self.recipes else (None,) * len(self)
         names = [Path(folder) / f"{stem}-{seed}.{format}" for seed in self.seeds]
-        return tuple(save_picture(*one) for one in zip(self.images, names, recipes, strict=True))
+        return tuple(_save_with_room(*one) for one in zip(self.images, names, recipes, strict=True))
 
 
 def load_picture(picture: Any, width: int | None = None, height: int | None = None) -> Tensor:
@@ -138,6 +139,15 @@ def check_folder(path: Path) -> None:
 def save_png(image: Image.Image, path: Path) -> Path:
     """`save_picture` without a recipe."""
     return save_picture(image, path)
+
+
+def _save_with_room(image: Image.Image, path: Path, recipe: "Recipe | None") -> Path:
+    try:
+        return save_picture(image, path, recipe)
+    except InputError:
+        if recipe is None or path.suffix != ".jpeg":
+            raise
+        return save_picture(image, path.with_suffix(".png"), recipe)
 
 
 def save_picture(image: Image.Image, path: Path, recipe: "Recipe | None" = None) -> Path:

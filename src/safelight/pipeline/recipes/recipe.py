@@ -133,7 +133,7 @@ class Recipe:
                 unrecorded=tuple(map(str, content["unrecorded"])),
                 versions={name: str(content[name]) for name in ("safelight", "torch")},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             what = f"the recipe is damaged ({type(error).__name__}: {str(error)[:80]})"
             raise InputError(what, remedy="copy the picture again from where it was made") from None
 

@@ -112,15 +112,17 @@ def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
     """Those of `image` and `mask` that the task takes. Raises InputError where one is missing, or one too many."""
     given = {}
     for name in INPUTS:
-        wanted = name in parameters(TASKS[reading.task])
+        wanted, option = name in parameters(TASKS[reading.task]), name.replace("_", "-")
         if wanted and inputs.get(name) is None:
             said = reading.recipe.inputs.get(name, {}) if reading.recipe else {}
             known = f": {said.get('width')}x{said.get('height')} pixels of sha256 {said.get('sha256')}" if said else ""
-            raise InputError(f"the picture was drawn from another, its {name}{known}", remedy=f"give it with --{name}")
+            raise InputError(
+                f"the picture was drawn from another, its {name}{known}", remedy=f"give it with --{option}"
+            )
         if wanted:
             given[name] = inputs[name]
         elif inputs.get(name) is not None:
-            raise InputError(f"{reading.task} takes no {name}", remedy=f"leave --{name} out")
+            raise InputError(f"{reading.task} takes no {name}", remedy=f"leave --{option} out")
     return given
 
 

@@ -17,6 +17,7 @@ from safelight.errors import InputError
 TEXT_LIMIT = 16 << 20  # bytes of one text, unpacked; ComfyUI's largest graphs have about 1 MB
 TOTAL_LIMIT = 64 << 20
 FILE_LIMIT = 1 << 30  # of a JPEG or WebP, which the library reads whole
+JPEG_LIMIT = 65533  # bytes of EXIF: the length of a JPEG's segment has 16 bits
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 EXIF = {"UserComment": int(ExifTags.Base.UserComment), "ImageDescription": int(ExifTags.Base.ImageDescription)}
 
@@ -58,7 +59,11 @@ def save_options(form: str, parameters: str, recipe: str) -> dict[str, Any]:
     exif = Image.Exif()
     exif[EXIF["ImageDescription"]] = recipe  # JSON in ASCII, which is all that EXIF's strings may hold
     exif.get_ifd(ExifTags.IFD.Exif)[EXIF["UserComment"]] = b"UNICODE\0" + printable(parameters).encode("utf-16-be")
-    return {"exif": exif.tobytes(), "xmp": XMP.encode()}
+    data = exif.tobytes()
+    if form == "JPEG" and len(data) > JPEG_LIMIT:
+        what = f"the recipe has {len(data)} bytes, and a JPEG has room for {JPEG_LIMIT}"
+        raise InputError(what, remedy="write a PNG or WebP, or leave the recipe out")
+    return {"exif": data, "xmp": XMP.encode()}
 
 
 def printable(text: str) -> str:
