@@ -25,6 +25,8 @@ _EXPORTS: dict[str, str] = {
     "upscale": "safelight.pipeline.tasks",
     "layout_to_image": "safelight.pipeline.tasks",
     "semantic_synthesis": "safelight.pipeline.tasks",
+    "explore": "safelight.pipeline.exploring",
+    "contact_sheet": "safelight.pipeline.contact",
     "Pictures": "safelight.pipeline.pictures",
     "save_png": "safelight.pipeline.pictures",
     "convert": "safelight.checkpoint.convert",

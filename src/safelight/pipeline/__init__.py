@@ -10,6 +10,12 @@ bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 pictures    pictures <-> tensors, and their files
 recipes/    what a picture's file says of how it was made, and making it again
+exploring   one request along some axes: a grid of pictures
+axes        the axes, as people write them
+rehearsing  what can be wrong with many requests, found before the first is drawn
+remembering work that several drawings share, done once
+shelf       a folder of pictures found again by what they were drawn for
+contact     contact sheets: many pictures on one, labelled
 animation   pictures -> GIF, WebP and MP4 files
 files       files that appear whole or not at all
 standin     a small untrained model for trying things out

@@ -21,6 +21,7 @@ from safelight.errors import InputError
 from safelight.models.run import Run, untouched
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import Settings
+from safelight.pipeline.remembering import Remembering
 from safelight.text.encoding import Course, encode_plans
 from safelight.text.schedule import PromptPlan, plan_prompt
 from safelight.text.weights import OF_SYNTAX
@@ -174,13 +175,19 @@ def steered(
 
 def running(model: LatentDiffusion, grid: Grid, settings: Settings) -> Denoiser:
     """The model's denoiser on a grid, for one run: what its steps have in common is computed once."""
-    denoiser = model.denoiser.on(grid)
-    if not untouched(model.unet):
-        if settings["feature_cache"] > 1:
+    denoiser, every = model.denoiser.on(grid), settings["feature_cache"]
+    unet, memory = (
+        (model.unet.network, model.unet.memory) if isinstance(model.unet, Remembering) else (model.unet, None)
+    )
+    if not untouched(unet):
+        if every > 1:
             what = "feature_cache needs a U-Net that is not wrapped, compiled, patched or hooked"
             raise InputError(what, remedy="leave it out, or give the U-Net as it was loaded")
         return denoiser
     timesteps = [denoiser.timestep(sigma) for sigma in grid.sigmas[:-1]]
     early = ceil(settings["feature_cache_start"] * len(timesteps))
     below = timesteps[early - 1] if early else inf
-    return replace(denoiser, network=Run(model.unet, timesteps, every=settings["feature_cache"], below=below))
+    run = Run(unet, timesteps, every=every, below=below)
+    if memory is None or every > 1:  # with features kept, an answer depends on those before
+        return replace(denoiser, network=run)
+    return replace(denoiser, network=memory.of(run, about=timesteps))
