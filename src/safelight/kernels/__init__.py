@@ -1,6 +1,7 @@
 """The few hot operations of the networks: floor 0 of the house, torch alone.
 
     attention, group_norm, conv3x3, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
+    prepare     lets every part of a network ask for them
     twins.py    each in plain torch: what it means, what trains, and what runs wherever there is nothing faster
     c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
     native.py   the C kernels behind ctypes        build.py    how and where they are compiled
@@ -11,12 +12,13 @@ rounding: relative to torch by about 1e-6 of the norm for each operation in floa
 arguments, or a gradient is wanted, or torch is as fast, the twins compute as well: no call fails for want of a kernel.
 """
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from safelight.kernels import twins
 from safelight.kernels.choice import kernels_for, pays, report
 
-__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "report"]
+__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "report"]
 
 
 def attention(
@@ -91,3 +93,19 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fast: bool =
     if fast and (c := kernels_for(x.dtype)) and c.takes_linear(x, weight, bias):
         return c.linear(x, weight, bias, gate=True)
     return twins.geglu(x, weight, bias)
+
+
+def prepare(network: nn.Module, *, fast: bool = True) -> bool:
+    """Let a network's parts use the C kernels where this machine has them for its dtype; tell whether it has.
+
+    Nothing is packed, copied or freed: the kernels read the plain weights, so a prepared network is saved, moved and
+    trained as before, and `fast` False undoes it. Other convolutions are laid out channels-last, as what they meet is.
+    """
+    parameter = next(network.parameters())
+    fast = fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None
+    for part in network.modules():
+        if hasattr(part, "fast"):
+            part.fast = fast  # type: ignore[assignment]  # torch types attributes as tensors or modules
+        elif fast and isinstance(part, nn.Conv2d):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fast

@@ -7,7 +7,6 @@ Transformer         an image's pixels as tokens through transformer blocks, + x:
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from safelight import kernels
 from safelight.models.layers import GroupNorm
@@ -22,6 +21,8 @@ class Attention(nn.Module):
     Keys and values come from a context of width `context_dim`, or from the input itself where that is None. `bias`
     gives q, k and v a bias; the output projection always has one.
     """
+
+    fast = False
 
     def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, bias: bool = False) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Attention(nn.Module):
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """x (B, L, dim) asks; keys and values as from `keys_values` -> (B, L, dim)."""
-        y = kernels.attention(self.split(self.to_q(x)), keys, values)
+        y = kernels.attention(self.split(self.to_q(x)), keys, values, fast=self.fast)
         return self.to_out(y.transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
@@ -69,14 +70,15 @@ class AttentionBlock(Attention):
 class GEGLU(nn.Module):
     """A linear layer whose one half gates the other: a·gelu(b) (Shazeer 2020, arXiv 2002.05202)."""
 
+    fast = False
+
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., inner)."""
-        a, b = self.proj(x).chunk(2, dim=-1)
-        return a * F.gelu(b)
+        return kernels.geglu(x, self.proj.weight, self.proj.bias, fast=self.fast)
 
 
 class FeedForward(nn.Module):

@@ -1,6 +1,7 @@
 """The parts that the U-Net and the autoencoder are drawn with. Parameter names are diffusers'.
 
     GroupNorm               group normalisation, then an activation
+    Conv3x3                 the 3x3 convolution that most of the arithmetic is in
     ResBlock                norm, act, conv, (+ embedding), norm, act, dropout, conv, + x; may resample on the way
     Downsample, Upsample    a strided convolution; nearest neighbour and a convolution
 
@@ -18,7 +19,7 @@ from safelight import kernels
 from safelight.errors import InputError, nearest
 from safelight.models.once import Once, read
 
-__all__ = ["ACTIVATIONS", "Downsample", "GroupNorm", "ResBlock", "Upsample", "activation", "zero_init"]
+__all__ = ["ACTIVATIONS", "Conv3x3", "Downsample", "GroupNorm", "ResBlock", "Upsample", "activation", "zero_init"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -48,6 +49,8 @@ class GroupNorm(nn.GroupNorm):
     Normalisation and SiLU go to one kernel, which reads and writes the tensor once.
     """
 
+    fast = False  # set by `kernels.prepare`, as in every part that has it
+
     def __init__(self, groups: int, channels: int, eps: float, *, act: str | None = None) -> None:
         if channels % groups:
             raise InputError(
@@ -60,8 +63,23 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        y = kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu)
+        y = kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu, fast=self.fast)
         return y if self.act is None else self.act(y)
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 1 that keeps height and width, and what may be added to its result."""
+
+    fast = False
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(
+        self, x: Tensor, *, shift: Tensor | None = None, residual: Tensor | None = None, up: bool = False
+    ) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W), twice H and W with `up`; see `kernels.conv3x3`."""
+        return kernels.conv3x3(x, self.weight, self.bias, shift=shift, residual=residual, up=up, fast=self.fast)
 
 
 class Downsample(nn.Module):
@@ -86,10 +104,12 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, *size), by default (B, C, 2H, 2W). `emb` is not used, as in Downsample."""
+        if size is None or tuple(size) == (2 * x.shape[-2], 2 * x.shape[-1]):
+            return self.conv(x, up=True)
         return self.conv(enlarge(x, size))
 
 
@@ -127,12 +147,12 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.resample = resample
         self.norm1 = GroupNorm(groups, in_channels, eps, act=act)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         if emb_channels is not None:
             self.time_emb_proj = nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
         self.norm2 = GroupNorm(groups, out_channels, eps, act=None if scale_shift else act)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
         self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -143,18 +163,18 @@ class ResBlock(nn.Module):
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         elif self.resample == "up":
             x, h = enlarge(x, size), enlarge(h, size)
-        h = self.modulate(self.conv1(h), emb)
-        return self.conv_shortcut(x) + self.conv2(self.dropout(h))
+        h = self.modulate(h, emb)
+        return self.conv2(self.dropout(h), residual=self.conv_shortcut(x))
 
     def modulate(self, h: Tensor, emb: Tensor | Once | None) -> Tensor:
-        """Let the embedding in, and normalise: act(norm(h + e)), or act(norm(h)·(1 + scale) + shift)."""
+        """The first convolution and what follows: act(norm(conv(h) + e)), or act(norm(conv(h))·(1 + scale) + shift)."""
         if emb is None:
-            return self.norm2(h)
-        e = read(emb, self.project)[:, :, None, None]
+            return self.norm2(self.conv1(h))
+        e = read(emb, self.project)
         if not self.scale_shift:
-            return self.norm2(h + e)
-        scale, shift = torch.chunk(e, 2, dim=1)
-        return self.act(self.norm2(h) * (1 + scale) + shift)
+            return self.norm2(self.conv1(h, shift=e))
+        scale, shift = torch.chunk(e[:, :, None, None], 2, dim=1)
+        return self.act(self.norm2(self.conv1(h)) * (1 + scale) + shift)
 
     def project(self, emb: Tensor) -> Tensor:
         """Embeddings (B, emb_channels) -> what this block takes from them, (B, out_channels or twice that)."""
