@@ -16,6 +16,7 @@ from safelight.models.attention import AttentionBlock
 from safelight.models.autoencoder_config import DOWN_BLOCKS, UP_BLOCKS, AutoencoderConfig
 from safelight.models.bottleneck import Bottleneck, GaussianBottleneck, LatentScale, Posterior, VectorQuantizer
 from safelight.models.layers import Downsample, GroupNorm, ResBlock, Upsample
+from safelight.models.strips import decode_in_strips
 from safelight.models.tiling import tiled
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "Decoder", "Encoder"]
@@ -32,7 +33,9 @@ class Autoencoder(nn.Module):
     Memory grows with the picture's area. At its peak decoding holds 4 to 5 tensors, encoding 3, of the size
     (B, block_out_channels[1], H, W), beside the weights: 1.2 GB to decode 512x512 in float32 with Stable Diffusion's.
     `tile`, the side of a tile in pixels, bounds H and W in that sum; what it changes is told in
-    `safelight.models.tiling`. When to use it is the caller's choice.
+    `safelight.models.tiling`. `strips` changes nothing but rounding: decoding then holds little more than one tensor of
+    the size (B, block_out_channels[0], H, W), for more time where pictures are very large; see
+    `safelight.models.strips`. When to use them is the caller's choice.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -60,13 +63,13 @@ class Autoencoder(nn.Module):
         """
         return self.quantize.posterior(self.moments(picture, tile=tile).float(), self.scale)
 
-    def decode(self, latent: Tensor, *, quantize: bool = True, tile: int | None = None) -> Tensor:
+    def decode(self, latent: Tensor, *, quantize: bool = True, tile: int | None = None, strips: bool = False) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, f·h, f·w), about in [-1, 1], not clamped, float32.
 
         A VQ autoencoder first takes the nearest codes, unless `quantize` is False; a KL autoencoder has none.
         Raises InputError for another number of channels.
         """
-        return self.decode_raw(self.scale.undo(latent), quantize=quantize, tile=tile).float()
+        return self.decode_raw(self.scale.undo(latent), quantize=quantize, tile=tile, strips=strips).float()
 
     def forward(self, picture: Tensor) -> Tensor:
         """Reconstruct pictures (B, 3, H, W) from the mode of their posterior: the same shape."""
@@ -80,7 +83,7 @@ class Autoencoder(nn.Module):
         self._check_picture(picture)
         return self._run(lambda x: self.quant_conv(self.encoder(x)), picture, tile, self.config.factor, 1)
 
-    def decode_raw(self, z: Tensor, *, quantize: bool = True, tile: int | None = None) -> Tensor:
+    def decode_raw(self, z: Tensor, *, quantize: bool = True, tile: int | None = None, strips: bool = False) -> Tensor:
         """Like `decode`, of raw (unscaled) latents, and in the network's dtype."""
         channels = self.config.embed_dim
         if z.ndim != 4 or z.shape[1] != channels:
@@ -89,6 +92,8 @@ class Autoencoder(nn.Module):
                 remedy=f"give a tensor of shape (batch, {channels}, height, width)",
             )
         z = self.quantize.snap(z) if quantize else z
+        if strips and tile is None:
+            return decode_in_strips(self.decoder, self.post_quant_conv(z.to(self.dtype)))
         return self._run(lambda x: self.decoder(self.post_quant_conv(x)), z, tile, 1, self.config.factor)
 
     @property
