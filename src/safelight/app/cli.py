@@ -8,14 +8,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from safelight import __version__
-from safelight.app import evaluate_command, recipe_commands, seeing_commands, training_commands
+from safelight.app import evaluate_command, plot_commands, recipe_commands, seeing_commands, training_commands
 from safelight.app.console import onlooker, say, table
 from safelight.app.options import (
     DEFAULT_MODEL,
@@ -25,10 +24,9 @@ from safelight.app.options import (
     OutOption,
     PreviewOption,
     answers,
-    as_option,
-    field,
+    asking,
 )
-from safelight.pipeline.fields import parameters, validate
+from safelight.pipeline.fields import validate
 from safelight.pipeline.tasks import TASKS
 
 app = typer.Typer(
@@ -80,12 +78,8 @@ def drawing_command(task: Callable[..., Any]) -> Callable[..., Any]:
         around = {name: given.pop(name) for name in AROUND}
         draw(task, given, **around)
 
-    own = [as_option(p) for p in parameters(task).values() if not field(p).exclude]
-    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in AROUND.items()]
-    command.__signature__ = Signature(own + around)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in own + around}
     command.__doc__ = (task.__doc__ or "").split("\n\n")[0]
-    return answers(command)
+    return answers(asking(command, task, AROUND))
 
 
 def draw(
@@ -226,6 +220,7 @@ def samplers(as_json: JsonOption = False) -> None:
 training_commands.register(app, answers)
 evaluate_command.register(app, answers)
 seeing_commands.register(app, answers)
+plot_commands.register(app, answers)
 recipe_commands.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}

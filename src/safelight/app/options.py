@@ -1,8 +1,8 @@
 """What commands share: how to load a model, where to write, a task's keywords as options, errors as messages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
-from inspect import Parameter
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from safelight.app.console import error
 from safelight.errors import InputError, SafelightError
+from safelight.pipeline.fields import parameters
 
 DEFAULT_MODEL = "random"
 
@@ -72,3 +73,19 @@ def as_option(parameter: Parameter) -> Parameter:
 def field(parameter: Parameter) -> Any:
     """What is said about a keyword: default, bounds, description."""
     return parameter.annotation.__metadata__[0]
+
+
+def asking(
+    command: Callable[..., None],
+    task: Callable[..., Any],
+    around: Mapping[str, tuple[Any, Any]],
+    *,
+    without: Collection[str] = (),
+) -> Callable[..., None]:
+    """Give `command(**given)` the keywords of a task as options, and those of `around`: name -> (default, option)."""
+    asked = [p for p in parameters(task).values() if not field(p).exclude and p.name not in without]
+    own = [as_option(p) for p in asked]
+    others = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in around.items()]
+    command.__signature__ = Signature(own + others)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in own + others}
+    return command

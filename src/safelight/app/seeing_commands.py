@@ -1,15 +1,14 @@
 """`safelight film` and `safelight latent-rgb`: commands that look inside while a picture develops."""
 
 from collections.abc import Callable
-from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from safelight.app.console import onlooker, table
-from safelight.app.options import DEFAULT_MODEL, LOADING, ModelOption, PreviewOption, as_option, field
-from safelight.pipeline.fields import parameters, validate
+from safelight.app.options import DEFAULT_MODEL, LOADING, ModelOption, PreviewOption, asking
+from safelight.pipeline.fields import validate
 from safelight.pipeline.tasks import text_to_image
 
 FilmOption = Annotated[Path, typer.Option("--out", "-o", help="a .gif, .webp or .mp4; a .png is a strip of steps")]
@@ -41,12 +40,7 @@ def film_command() -> Callable[..., Any]:
         around = {name: given.pop(name) for name in AROUND}
         shoot(given, **around)
 
-    asked = [p for p in parameters(text_to_image).values() if not field(p).exclude]
-    own = [as_option(p) for p in asked if p.name not in ("count", "batch_size")]
-    around = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in AROUND.items()]
-    film.__signature__ = Signature(own + around)  # type: ignore[attr-defined]
-    film.__annotations__ = {p.name: p.annotation for p in own + around}
-    return film
+    return asking(film, text_to_image, AROUND, without=("count", "batch_size"))
 
 
 def shoot(

@@ -1,4 +1,4 @@
-"""`safelight train diffusion | autoencoder | classifier | average` and `safelight plot`.
+"""`safelight train diffusion | autoencoder | classifier | average`; and `safelight plot run`.
 
 The options of a training are the fields of its recipe. Nothing heavy is imported before a command runs.
 """
@@ -54,7 +54,6 @@ def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
     group.command()(answers(precompute_command()))
     group.command()(answers(average))
     app.add_typer(group, name="train")
-    app.command()(answers(plot))
 
 
 def training_command(stage: str) -> Callable[..., Any]:
