@@ -122,6 +122,7 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     pictures, there = folder / "pictures", ["--run", tmp_path / "run"]
     assert "data is missing" in run("train", "diffusion", *there, code=2)
     assert "needs a first one" in run("train", "diffusion", pictures, *there, code=2)
+    assert "--init" in run("train", "autoencoder", pictures, "--decoder-only", "--run", tmp_path / "g", code=2)
     assert "steps=0" in run("train", "diffusion", pictures, "--run", tmp_path / "a", "--steps", "0", code=2)
     (tmp_path / "empty").mkdir()
     assert "no pictures" in run("train", "autoencoder", tmp_path / "empty", "--run", tmp_path / "b", code=1)

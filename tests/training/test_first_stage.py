@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from first_stage import NO_DISC, TINY, TINY_VQ, Blobs, stage
+from first_stage import NO_DISC, TINY, TINY_VQ, Blobs, one_step, stage
 from PIL import Image
 
 from safelight.checkpoint.load import load_autoencoder
@@ -101,3 +101,18 @@ def test_a_sheets_pixels():
     assert {level(-1), level(-0.9), level(1), level(0.2)} <= colors  # picture, reconstructions, difference x4
     many = reconstruction_sheet(torch.zeros(11, 3, 96, 96), torch.zeros(11, 3, 96, 96))
     assert many.size[0] < 9 * 110 and many.size[1] > 4 * 96
+
+
+@pytest.mark.parametrize("shape", [TINY, TINY_VQ], ids=["kl", "vq"])
+def test_a_decoder_alone_learns_and_latents_stay_what_they_are(shape, tmp_path):
+    made = stage(shape, seed=3, decoder_only=True, **NO_DISC)
+    before = weights(made)["autoencoder"]
+    for step in range(3):
+        one_step(made, step)
+    after = weights(made)["autoencoder"]
+    still = ("encoder.", "quant_conv.", "quantize.")
+    for key, tensor in after.items():
+        if key != "logvar":
+            assert tensor.equal(before[key]) == key.removeprefix("autoencoder.").startswith(still), key
+    made.finish(tmp_path / "model", {"autoencoder": after}, {})
+    assert load_autoencoder(tmp_path / "model").config.scaling_factor == shape.scaling_factor

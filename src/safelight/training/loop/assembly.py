@@ -90,6 +90,8 @@ def assemble_autoencoder(
     data = data_set(recipe, recipe, captions="optional")
     if isinstance(data, LatentData):
         raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
+    if recipe.decoder_only and recipe.init is None:
+        raise InputError("decoder_only needs an autoencoder to go on from", remedy="name it with --init")
     given = None if recipe.init is None else load_autoencoder(recipe.init, dtype=torch.float32)
     config = given.config if given is not None else autoencoder_config(recipe)
     check_autoencoder_norms(config, (recipe.size, recipe.size))

@@ -140,6 +140,9 @@ class AutoencoderStage(Stage):
         self.config, self.data, self.seed = config, data, seed
         self.device = autoencoder.decoder.conv_out.weight.device
         self.perceptual = None if perceptual is None else perceptual.to(self.device).eval()
+        if config.decoder_only:
+            for part in (autoencoder.encoder, autoencoder.quant_conv, autoencoder.quantize):
+                part.requires_grad_(False)
         self.generator = FirstStage(autoencoder, config).to(self.device).train()
         self.modules: dict[str, nn.Module] = {"autoencoder": self.generator}
         rates = {"autoencoder": config.learning_rate}
@@ -253,7 +256,8 @@ class AutoencoderStage(Stage):
 
     def _moving(self, step: int) -> bool:
         """Whether codes are moved after this step."""
-        return self.config.reviving(step) or (step == 0 and self._new_codes and not self.config.original)
+        new = step == 0 and self._new_codes and not (self.config.original or self.config.decoder_only)
+        return new or self.config.reviving(step)
 
     def _generator(self, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator of this place in the run alone."""
@@ -289,7 +293,9 @@ class AutoencoderStage(Stage):
         write_card(folder, self.name, {**record, **kept, "config": self.config.model_dump()})
 
     def _measured(self, network: Autoencoder) -> Autoencoder:
-        """The same autoencoder with the scale that its latents have on the data."""
+        """The same autoencoder with the scale of its latents on the data, or its own where they stay as they are."""
+        if self.config.decoder_only:
+            return network
         count = min(self.config.scale_samples, len(self.data))
         scale = measure_scale(network, self.data, range(count), seed=self.seed, device=self.device)
         if scale is None:

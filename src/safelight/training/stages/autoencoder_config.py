@@ -59,6 +59,7 @@ class AutoencoderTraining(BaseModel):
     measure_shift: bool = Field(False, description="measure the latents' mean too, and store it as shift_factor (KL)")
     sheet_pictures: Positive = Field(8, description="pictures whose reconstructions a sheet shows")
     sheet_difference: bool = Field(False, description="show on sheets what differs, four times as strong")
+    decoder_only: bool = Field(False, description="train the decoder of `init` alone, so that its latents stay valid")
     original: bool = Field(False, description="repeat the original code's mistakes, to reproduce its trainings")
 
     @property
@@ -76,7 +77,8 @@ class AutoencoderTraining(BaseModel):
 
     def reviving(self, step: int) -> bool:
         """Whether unused codes are moved after this step."""
-        return not self.original and self.revive_every > 0 and (step + 1) % self.revive_every == 0
+        moving = self.revive_every > 0 and not (self.original or self.decoder_only)
+        return moving and (step + 1) % self.revive_every == 0
 
 
 # The original multiplies its base learning rate with the batch size: here with that of one device, of its configs.
