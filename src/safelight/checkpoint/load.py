@@ -27,6 +27,8 @@ from safelight.models.unet import UNet
 __all__ = ["Parts", "load_autoencoder", "load_parts", "load_text_encoder", "load_unet"]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DEFAULT = "default"  # the name of the model that ships with the package
+SHIPPED = Path(__file__).parents[1] / DEFAULT
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"{HUB_ID.pattern}/[\w./-]+")
 SD2_BASE_STEP = 875000  # where the training of 512-base-ema.ckpt stopped; diffusers goes by it too
@@ -48,16 +50,19 @@ def load_parts(
     """Load the parts of a model.
 
     Args:
-        name: a diffusers folder, a single file (.safetensors, .ckpt, ...), or a hub id "owner/model". device: where the
-        networks go. dtype: their precision; None keeps each file's own. variant: the tag in a folder's file names, such
-        as "fp16". revision: of a hub id: a branch, tag or commit. It is resolved once, so that one snapshot is read.
+        name: a diffusers folder, a single file (.safetensors, .ckpt, ...), a hub id "owner/model", or "default", the
+            model that ships with the package.
+        device: where the networks go.
+        dtype: their precision; None keeps each file's own.
+        variant: the tag in a folder's file names, such as "fp16".
+        revision: of a hub id: a branch, tag or commit. It is resolved once, so that one snapshot is read.
         ema: of a single file that holds both: the moving average (True) or the weights themselves (False). None does
-        what
-            the model's original scripts do: the average for the LDM family, the weights for Stable Diffusion.
+            what the model's original scripts do: the average for the LDM family, the weights for Stable Diffusion.
         prediction_type: "epsilon", "v_prediction" or "sample", for a model that does not say; it overrules one that
-        does. vae: a folder or file to take the autoencoder from instead. local_files_only: look a hub id up in the
-        cache alone (as HF_HUB_OFFLINE=1 does). check_finite: refuse weights with NaN or infinity; one pass over all of
-        them.
+            does.
+        vae: a folder or file to take the autoencoder from instead.
+        local_files_only: look a hub id up in the cache alone (as HF_HUB_OFFLINE=1 does).
+        check_finite: refuse weights with NaN or infinity; one pass over all of them.
 
     Raises:
         CheckpointError: in its kinds (`checkpoint.errors`), naming file, tensor and remedy. Nothing is half-loaded.
@@ -85,7 +90,9 @@ def load_parts(
 def locate(
     name: str | Path, *, variant: str | None = None, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """Find a model: an existing path, else a hub id, which is downloaded or found in the cache."""
+    """Find a model: the default one, an existing path, or a hub id, which is downloaded or found in the cache."""
+    if name == DEFAULT:
+        return SHIPPED
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -142,12 +149,12 @@ def _empty_prompt(parts: Parts) -> torch.Tensor | None:
 
 def load_unet(name: str | Path, *, variant: str | None = None, **options: Any) -> UNet:
     """Load the U-Net of a model's folder, or of the folder `unet` itself. `options`: device, dtype, check_finite."""
-    return plan_unet(_inner(Path(name), "unet"), variant).fill(**options)
+    return plan_unet(_inner(locate(name), "unet"), variant).fill(**options)
 
 
 def load_text_encoder(name: str | Path, *, variant: str | None = None, **options: Any) -> TextEncoder:
     """Load the text encoder of a model's folder, or of the folder `text_encoder` itself."""
-    return plan_text_encoder(_inner(Path(name), "text_encoder"), variant).fill(**options)
+    return plan_text_encoder(_inner(locate(name), "text_encoder"), variant).fill(**options)
 
 
 def load_autoencoder(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.load import DEFAULT, load_parts
 from safelight.checkpoint.parts import Parts
 from safelight.diffusion.schedule import NoiseSchedule, noise_schedule
 from safelight.errors import CheckpointError, InputError
@@ -17,7 +17,7 @@ SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps
 
 
 def load(
-    name: str | Path,
+    name: str | Path = DEFAULT,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
@@ -31,7 +31,8 @@ def load(
     """Load a model: a diffusers folder, a single `.safetensors` or `.ckpt` file, or a hub id such as "owner/model".
 
     Args:
-        name: the folder, file or hub id; "random" is an untrained stand-in (see `standin`).
+        name: the folder, file or hub id. "default", the small model that ships with the package, needs no network;
+            "random" is an untrained stand-in (see `standin`).
         device: "cpu", "cuda", "mps", …; by default the best one there is.
         dtype: torch.float32, torch.float16 or torch.bfloat16, or its name; by default float32 on the CPU and float16
             elsewhere.
