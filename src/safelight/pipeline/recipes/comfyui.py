@@ -87,10 +87,12 @@ class _Walk:
         found: dict[str, Any] = {}
         for name, ours, kind in (("seed", "seed", int), ("noise_seed", "seed", int), ("steps", "steps", int),
                                  ("cfg", "guidance_scale", float)):  # fmt: skip
-            with suppress(TypeError, ValueError, OverflowError):
-                found[ours] = kind(values[name]) if name in values else found[ours]
+            if name in values:
+                with suppress(TypeError, ValueError, OverflowError):
+                    found[ours] = kind(values[name])
         for name, ours, table in (("sampler_name", "sampler", SAMPLERS), ("scheduler", "grid", GRIDS)):
-            if (value := values.get(name)) in table:
+            value = values.get(name)
+            if isinstance(value, str) and value in table:
                 found[ours] = table[value]
             elif value is not None:
                 self.kept[name] = value

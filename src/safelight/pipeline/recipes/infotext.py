@@ -29,7 +29,8 @@ AUTOMATIC = {"DPM++ 2M": "karras", "DPM++ SDE": "karras", "DPM++ 2S a": "karras"
 def write(recipe: Recipe) -> str:
     """A recipe as `parameters`. What has no place there is in our JSON alone."""
     request, card = recipe.request, recipe.model
-    mixed, resized = request.get("subseed_strength"), request.get("seed_resize_from_width")
+    mixed = request.get("subseed_strength")
+    resized = [request.get("seed_resize_from_width"), request.get("seed_resize_from_height")]
     sampler, grid = SAMPLERS.get(request.get("sampler", "")), GRIDS.get(request.get("grid", ""))
     first = next(iter(card.weights.values()), "")
     unet = next((value for name, value in card.weights.items() if name.startswith("unet/")), first)
@@ -44,7 +45,7 @@ def write(recipe: Recipe) -> str:
         "Model": re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", card.name) or None,
         "Variation seed": request.get("subseed") if mixed else None,
         "Variation seed strength": mixed or None,
-        "Seed resize from": f"{resized}x{request.get('seed_resize_from_height')}" if resized else None,
+        "Seed resize from": f"{resized[0]}x{resized[1]}" if all(resized) else None,
         "Denoising strength": request.get("strength"),
         "Clip skip": request["clip_skip"] + 1 if request.get("clip_skip") else None,
         "ENSD": request.get("noise_seed_delta") or None,
@@ -103,24 +104,26 @@ def _value(line: str, start: int) -> tuple[str, int]:
 def read(text: str) -> Reading:
     """What a `parameters` text says. For AUTOMATIC1111's own, with what it does otherwise than we do by default."""
     prompt, negative, fields = split(text)
-    program = "Safelight" if fields.get("Version", "").startswith("Safelight") else "AUTOMATIC1111"
+    version = fields.pop("Version", "")
+    ours = version.startswith("Safelight")
     request: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     kept: dict[str, Any] = dict(fields)
     hires = any(name.startswith("Hires ") for name in fields)  # then the strength is that of a second pass
-    for name, ours, change in PLAIN:
-        if name in kept and not (hires and ours == "strength"):
+    for name, word, change in PLAIN:
+        if name in kept and not (hires and word == "strength"):
             with suppress(KeyError, ValueError):
-                request[ours] = change(kept[name])
+                request[word] = change(kept[name])
                 del kept[name]
-    for name, ours in (("Size", ""), ("Seed resize from", "seed_resize_from_")):
+    for name, word in (("Size", ""), ("Seed resize from", "seed_resize_from_")):
         if match := SIZE.fullmatch(kept.get(name, "")):
-            request |= {f"{ours}width": int(match[1]), f"{ours}height": int(match[2])}
+            request |= {f"{word}width": int(match[1]), f"{word}height": int(match[2])}
             del kept[name]
     _sampler(request, kept)
-    if program == "AUTOMATIC1111" and fields:
+    if fields and not ours:
         request = {"initial_noise": "sigma", "prompt_delay": 1, "noise": "cuda"} | request
-    model = {ours: kept.pop(name) for name, ours in (("Model", "name"), ("Model hash", "hash")) if name in kept}
+    model = {word: kept.pop(name) for name, word in (("Model", "name"), ("Model hash", "hash")) if name in kept}
     task = "image_to_image" if "strength" in request else "text_to_image"
+    program = "Safelight" if ours else f"AUTOMATIC1111 {version}".strip()
     return Reading(program, task, request, model, kept)
 
 
