@@ -29,6 +29,8 @@ _EXPORTS: dict[str, str] = {
     "contact_sheet": "safelight.pipeline.contact",
     "Pictures": "safelight.pipeline.pictures",
     "save_png": "safelight.pipeline.pictures",
+    "save_picture": "safelight.pipeline.pictures",
+    "read_picture": "safelight.pipeline.recipes.reading",
     "convert": "safelight.checkpoint.convert",
     "Autoencoder": "safelight.models.autoencoder",
     "TextEncoder": "safelight.models.clip",

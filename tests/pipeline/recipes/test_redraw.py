@@ -172,6 +172,16 @@ def test_a_missing_model_is_told_by_name_and_hash(single, tmp_path, memory):
     assert "--model" in raised.value.remedy
 
 
+def test_the_default_model_is_that_of_this_package(single, tmp_path, memory, monkeypatch):
+    monkeypatch.setattr("safelight.checkpoint.load.SHIPPED", single)
+    drawn = safelight.text_to_image(load("default", prediction_type="sample"), "a fox", **QUICK, **SIZE)
+    recipe = replace(drawn.recipes[0], model=replace(drawn.recipes[0].model.hashed(), name="default"))
+    path = save_picture(drawn[0], tmp_path / "a.png", recipe)
+    memory.unlink()
+    reading = read_picture(path)
+    assert redraw(reading, model_for(reading)).remarks == ()
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "evil/model", "a.ckpt", ""])
 def test_a_strangers_model_name_loads_nothing(tmp_path, memory, name):
     recipe = Recipe("text_to_image", {"prompt": "x"}, ModelCard(name, weights={"a": "b"}), (8, 8))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from safelight.checkpoint.load import DEFAULT
 from safelight.errors import InputError, MissingPartError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import parameters
@@ -28,7 +29,7 @@ class Redrawn:
 
 
 def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
-    """Load the model that a recipe names, from this machine alone: by its hashes, its own name, or the hub's cache.
+    """Load the model that a recipe names, from this machine alone: by its hashes, as ours, or from the hub's cache.
 
     Raises MissingPartError, with its name and hash, where it is not to be found.
     """
@@ -40,6 +41,8 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     place = find_model(weights if isinstance(weights, dict) else None, short=str(said.get("hash", "")))
     if place is not None:
         return load(place, prediction_type=said.get("prediction_type"), **options)
+    if name == DEFAULT:  # of this version of the package; `redraw` tells where its hashes are others
+        return load(DEFAULT, prediction_type=said.get("prediction_type"), **options)
     if "/" in name and reading.recipe is not None and not Path(name).exists():
         revision = said.get("revision")
         try:
