@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from math import ceil, hypot, inf
 from secrets import randbelow
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
-from safelight.diffusion.noise import BrownianNoise, NoiseSource, Origin, SeededNoise, make_noise, origins
+from safelight.diffusion.noise import NoiseSource, Origin, make_noise, origins
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
 from safelight.errors import InputError, NonFiniteError
 from safelight.pipeline.bundle import LatentDiffusion, wrong_task
@@ -23,9 +24,24 @@ from safelight.pipeline.pictures import Pictures, to_pil
 from safelight.pipeline.steering import Pair, Steering, batches, steer, steered, together
 from safelight.pipeline.wording import Words, worded
 
-# Decoding a whole picture in float32 takes Stable Diffusion's autoencoder about 5 KB a pixel; this is 10 GB.
+# Encoding or decoding a whole picture in float32 takes Stable Diffusion's autoencoder up to 5 KB a pixel: 10 GB here.
 TILE_ABOVE_PIXELS = 1536 * 1408
+WHOLE_UP_TO_PIXELS = 1024 * 1024  # larger pictures are decoded in strips, from 4 GB on down to half and less
 TILE = 512  # side of a tile in pixels
+
+
+class Streams(Protocol):
+    """Noise, a stream for each picture of a batch: what `make_noise` gives, or something made of it."""
+
+    @property
+    def origins(self) -> list[Origin]:
+        """What each picture's noise grows from."""
+
+    def initial(self) -> Tensor:
+        """The first noise (B, C, h, w), asked for once."""
+
+    def __call__(self, sigma: float, sigma_next: float) -> Tensor:
+        """The noise of a step."""
 
 
 def develop(
@@ -139,7 +155,7 @@ def guide(
 def walk(
     denoise: Denoise,
     grid: Grid,
-    noise: SeededNoise | BrownianNoise,
+    noise: Streams,
     settings: Settings,
     latent: Tensor | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
@@ -200,10 +216,10 @@ def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor
     if not latent.isfinite().all():
         raise NonFiniteError("sampling gave NaN or infinity", remedy="load the model with dtype=torch.float32")
     with torch.no_grad():
-        side = _tile([autoencoder.config.factor * n for n in latent.shape[-2:]], tile)
-        picture = autoencoder.decode(latent.to(model.device), tile=side)
+        side, strips = _parts([autoencoder.config.factor * n for n in latent.shape[-2:]], tile)
+        picture = autoencoder.decode(latent.to(model.device), tile=side, strips=strips)
         if not picture.isfinite().all() and autoencoder.dtype != torch.float32:
-            picture = deepcopy(autoencoder).float().decode(latent.to(model.device), tile=side)
+            picture = deepcopy(autoencoder).float().decode(latent.to(model.device), tile=side, strips=strips)
     if not picture.isfinite().all():
         raise NonFiniteError("the autoencoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
     return picture.cpu()
@@ -212,7 +228,13 @@ def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor
 def _tile(size: Sequence[int], tile: str) -> int | None:
     """The side of a tile for a picture of this size (H, W) in pixels, or None for no tiles."""
     large = size[0] * size[1] > TILE_ABOVE_PIXELS
-    return TILE if tile == "always" or (tile == "auto" and large) else None
+    return TILE if tile == "always" or (tile in ("auto", "strips") and large) else None
+
+
+def _parts(size: Sequence[int], tile: str) -> tuple[int | None, bool]:
+    """How to decode a picture of this size: the side of a tile, or None, and whether in strips, which are exact."""
+    large = size[0] * size[1] > WHOLE_UP_TO_PIXELS
+    return TILE if tile == "always" else None, tile == "strips" or (tile == "auto" and large)
 
 
 def keep_known(latent: Tensor, mask: Tensor) -> Callable[[Tensor], Edit]:

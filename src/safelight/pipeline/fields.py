@@ -153,8 +153,11 @@ class Settings(TypedDict, total=False):
         float, Field(default=0.5, ge=0, le=1, description="share of the run after which feature_cache acts")
     ]
     tile: Annotated[
-        Literal["auto", "always", "never"],
-        Field(default="auto", description="whether to decode in tiles, which needs less memory"),
+        Literal["auto", "strips", "always", "never"],
+        Field(
+            default="auto",
+            description="large pictures: auto decodes them in strips (exact), always in tiles (least memory, not exact)",
+        ),
     ]
     sampler_options: Annotated[
         dict[str, Any] | None,
