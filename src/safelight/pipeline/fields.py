@@ -156,7 +156,7 @@ class Settings(TypedDict, total=False):
         Literal["auto", "strips", "always", "never"],
         Field(
             default="auto",
-            description="large pictures: auto decodes them in strips (exact), always in tiles (least memory, not exact)",
+            description="large pictures: auto decodes in strips (exact), always in tiles (least memory, not exact)",
         ),
     ]
     sampler_options: Annotated[
