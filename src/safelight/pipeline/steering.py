@@ -86,13 +86,13 @@ def steer(model: LatentDiffusion, prompt: str | Condition, negative: str | Condi
     Both are encoded together, so that a long prompt and a short negative prompt get the same length.
     """
     positive = Steering.of(prompt) if isinstance(prompt, Condition) else None
-    plans = [] if isinstance(prompt, Condition) else [_plan(prompt, settings)]
+    plans = [] if isinstance(prompt, Condition) else [plan(prompt, settings)]
     composes = any(len(plan.tracks) > 1 or plan.tracks[0].weight != 1 for plan in plans)
     if settings["guidance_scale"] == 1 and not composes:
-        return positive or _encoded(model, plans, settings), None
+        return positive or encoded(model, plans, settings), None
     if isinstance(negative, Condition):
-        return positive or _encoded(model, plans, settings), Steering.of(negative)
-    both = _encoded(model, [*plans, _plan(negative, settings, composable=False)], settings)
+        return positive or encoded(model, plans, settings), Steering.of(negative)
+    both = encoded(model, [*plans, plan(negative, settings, composable=False)], settings)
     if both.condition.context is None and positive is None:  # a model without text has nothing to guide by
         return both, None
     return positive or both.pick([0]), both.pick([len(plans)])
@@ -118,12 +118,14 @@ def together(pairs: Sequence[Pair]) -> Pair:
     return positive, Steering.joined(negatives).pick(rows) if negatives else None
 
 
-def _plan(text: str, settings: Settings, *, composable: bool = True) -> PromptPlan:
+def plan(text: str, settings: Settings, *, composable: bool = True) -> PromptPlan:
+    """A prompt as the settings say it is to be read, for each of their steps."""
     syntax, extra_networks = settings["prompt_syntax"], settings["extra_networks"]
     return plan_prompt(text, settings["steps"], syntax=syntax, composable=composable, extra_networks=extra_networks)
 
 
-def _encoded(model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Settings) -> Steering:
+def encoded(model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Settings) -> Steering:
+    """Prompts, encoded to one length."""
     if not model.unet.config.conditional or model.text_encoder is None or model.tokenizer is None:
         return Steering.of(model.condition([plan.text for plan in plans]))  # which says what is missing
     encoded = encode_plans(

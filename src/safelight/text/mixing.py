@@ -83,8 +83,15 @@ def interpolate(
         raise InputError(f"curve {curve!r} is unknown", remedy=nearest(str(curve), ["lerp", "slerp"]))
     if frames < 2:
         raise InputError(f"{frames} frames do not lead from one to the other", remedy="give at least 2")
-    shares = [i / (frames - 1) for i in range(frames)]
-    return torch.cat([lerp(a, b, t) if curve == "lerp" else slerp(a, b, t, dim=dim) for t in shares])
+    return torch.cat([between(a, b, i / (frames - 1), curve=curve, dim=dim) for i in range(frames)])
+
+
+def between(a: Tensor, b: Tensor, t: float, *, curve: Curve = "slerp", dim: int | tuple[int, ...] = -1) -> Tensor:
+    """The point t of the way from a to b, by `slerp` or `lerp`; the ends are a and b to the last bit."""
+    _check_alike(a, b)
+    if t in (0, 1):
+        return b if t else a
+    return lerp(a, b, t) if curve == "lerp" else slerp(a, b, t, dim=dim)
 
 
 def _check_alike(a: Tensor, b: Tensor) -> None:
