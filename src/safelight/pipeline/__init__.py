@@ -11,6 +11,7 @@ loading     a name -> LatentDiffusion
 pictures    pictures <-> tensors, and their files
 recipes/    what a picture's file says of how it was made, and making it again
 exploring   one request along some axes: a grid of pictures
+morphing    the way from one picture to another
 axes        the axes, as people write them
 rehearsing  what can be wrong with many requests, found before the first is drawn
 remembering work that several drawings share, done once
