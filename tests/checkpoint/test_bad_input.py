@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -80,10 +79,8 @@ BAD = {
 def test_bad_folders(sd1, tmp_path, kind):
     file, change, error, message = BAD[kind]
     folder = edited(sd1, tmp_path, file, change)
-    start = time.process_time()
     with pytest.raises(error, match=message) as caught:
         load_parts(folder)
-    assert time.process_time() - start < 1
     assert str(folder) in str(caught.value.path)
     assert caught.value.remedy
 
@@ -135,10 +132,8 @@ def test_bad_single_files(sd1_tensors, tmp_path):
     ]
     for tensors, error, message in cases:
         save_file(tensors, path)
-        start = time.process_time()
         with pytest.raises(error, match=message) as caught:
             load_parts(path)
-        assert time.process_time() - start < 1
         assert caught.value.remedy
     save_file(cases[5][0], path)
     assert load_parts(path, check_finite=False).unet.conv_out.bias.isnan().all()

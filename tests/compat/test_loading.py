@@ -115,12 +115,20 @@ def test_auto_pipelines_load_any_of_the_tasks(task, inpainting_model):
     assert type(pipe).__name__ == type(theirs).__name__
 
 
+def assert_same_weights(one, other):
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(one, part).state_dict(), getattr(other, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_what_is_saved_diffusers_reads_and_draws_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved", max_shard_size="1MB")
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved", safety_checker=None)
     assert np.abs(draw(theirs) - draw(pipe)).max() < 1e-4
     ours = compat.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
-    assert np.array_equal(draw(ours), draw(pipe))
+    assert_same_weights(ours, pipe)
+    assert np.abs(draw(ours) - draw(pipe)).max() < 1e-5  # where weights lie in memory decides how some CPUs sum
 
 
 def test_one_part_saved_is_read_by_its_peer(pipe, tmp_path):
@@ -176,7 +184,8 @@ def test_single_files(wordy_model, tmp_path):
     save_single_file(load_parts(wordy_model), tmp_path / "model.safetensors")
     loaded = compat.StableDiffusionPipeline.from_single_file(tmp_path / "model.safetensors")
     loaded.scheduler = pipe.scheduler
-    assert np.array_equal(draw(loaded), draw(pipe))
+    assert_same_weights(loaded, pipe)
+    assert np.abs(draw(loaded) - draw(pipe)).max() < 1e-5
     vae = compat.AutoencoderKL.from_single_file(tmp_path / "model.safetensors")
     assert all(torch.equal(tensor, pipe.vae.state_dict()[name]) for name, tensor in vae.state_dict().items())
     unet = compat.UNet2DConditionModel.from_single_file(str(tmp_path / "model.safetensors"), torch_dtype=torch.float16)

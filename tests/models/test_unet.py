@@ -237,7 +237,10 @@ def test_half_precision(kind, name, dtype):
     y = run(ours.to(dtype), *these)
     assert y.dtype == dtype
     assert relative_error(y.float(), exact) < 0.05
-    assert relative_error(y.float(), run_peer(peer.to(dtype), *these).float()) < 1e-3
+    # Each rounds every sum to 8 or 11 bits, and which sums are rounded depends on the CPU. On most: 0; on one without
+    # AVX-512, for `resblock_updown`: 9e-3 and 1.4e-3, which is less than what parts both from float32.
+    bound = 0.015 if dtype == torch.bfloat16 else 3e-3
+    assert relative_error(y.float(), run_peer(peer.to(dtype), *these).float()) < bound
 
 
 # Sizes
