@@ -6,7 +6,7 @@ import torch
 
 from safelight.checkpoint import layouts
 from safelight.checkpoint.build import on_meta
-from safelight.checkpoint.detect import Shapes, autoencoder_config, detect, unet_config
+from safelight.checkpoint.detect import Shapes, autoencoder_config, detect, family, unet_config
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Entry, Tensors
 from safelight.checkpoint.single import text_keymap, unet_keymap
@@ -62,6 +62,12 @@ def test_families():
              "sd2_depth": "sd2-depth", "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm",
              "ldm_txt2img_1p4b": "ldm"}  # fmt: skip
     assert {name: detect(listed(header(name))).family for name in names} == names
+
+
+def test_what_sees_a_small_picture_is_an_upscaler_only_if_it_is_told_of_noise():
+    unet = {"cross_attention_dim": 1024, "in_channels": 7, "block_out_channels": (320, 640), "num_class_embeds": 1000}
+    assert family(unet | {"use_linear_projection": True}, has_text=True) == "sd2-upscale"
+    assert family(unet | {"num_class_embeds": None}, has_text=True) == "sd1"
 
 
 @pytest.mark.parametrize("name", [name for name in AUTOENCODERS if name.startswith(("kl", "vq"))])

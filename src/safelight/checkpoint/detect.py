@@ -152,10 +152,13 @@ def family(unet: Config, *, has_text: bool) -> str:
     """Name the family of a U-Net: sd1, sd2 (each with -inpaint, -depth, -edit, -upscale), or ldm.
 
     SD 2 has linear projections around its transformers. SD 1 has none, and CLIP beside it, or CLIP's width of context.
+    The upscaler is told how much noise its small picture has, by a table; others that see one are not.
     """
     if "cross_attention_dim" not in unet or unet.get("_class_name") == "UNet2DModel":
         return "ldm"
     extra = CONCATENATED.get(unet["in_channels"], "")
+    if extra == "-upscale" and unet.get("num_class_embeds") is None:
+        extra = ""
     if unet.get("use_linear_projection"):
         return "sd2" + extra
     is_sd1 = has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)

@@ -17,6 +17,7 @@ from safelight.diffusion.schedule import noise_schedule
 from safelight.errors import InputError, nearest
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
+from safelight.models.conditioners import Conditioner, LayoutEmbedder
 from safelight.models.presets import AUTOENCODERS, UNETS, levels
 from safelight.models.unet import UNet, UNetConfig
 from safelight.pipeline.bundle import LatentDiffusion
@@ -28,11 +29,12 @@ from safelight.training.data.encoding import INDEX, precompute
 from safelight.training.data.latents import LatentData
 from safelight.training.data.scenes import Mix, SceneData
 from safelight.training.data.vocabulary import train_tokenizer
+from safelight.training.loop.conditioners import class_names, examples, needs_scenes, new_conditioner
 from safelight.training.loop.distributed import once
 from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
 from safelight.training.stages.autoencoder import AutoencoderStage
 from safelight.training.stages.beginning import begin_linear
-from safelight.training.stages.conditioning import token_ids
+from safelight.training.stages.conditioning import channels_beside, token_ids
 from safelight.training.stages.diffusion import DiffusionStage
 from safelight.training.stages.features_net import Watch, stand_in
 from safelight.training.stages.norms import check_autoencoder_norms, check_unet_norms
@@ -68,8 +70,9 @@ class Assembled:
 
 def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Assembled:
     """Make the second stage of a recipe. Files that must outlive the run, such as a new vocabulary, go into `run`."""
-    data = data_set(recipe, recipe, captions="required" if recipe.conditioning == "text" else "optional")
-    classes = class_names(data) if recipe.conditioning == "class" else ()
+    captions: Captions = "required" if recipe.conditioning == "text" else "optional"
+    data = data_set(recipe, recipe, captions=captions, layout=needs_scenes(recipe))
+    classes = class_names(recipe, data)
     with seeded(recipe.seed):
         model = diffusion_model(recipe, data, classes, run).to(device, torch.float32)
     if isinstance(data, LatentData):
@@ -79,8 +82,11 @@ def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device)
     update: dict[str, Any] = {"train_text_encoder": recipe.train_text_encoder or new_text_encoder(recipe)}
     if not recipe.sheet_prompts:
         update["sheet_prompts"] = sheet_prompts(recipe, data, classes)
-    stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes)
-    return Assembled(stage, data, about(recipe, data, {"U-Net": model.unet, "text encoder": model.text_encoder}))
+    shown = examples(recipe, data, device) if recipe.sheet_every else None
+    stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes, examples=shown)
+    networks: dict[str, nn.Module | None] = {"U-Net": model.unet, "text encoder": model.text_encoder}
+    networks["conditioner"] = model.conditioner
+    return Assembled(stage, data, about(recipe, data, networks))
 
 
 def assemble_autoencoder(
@@ -120,8 +126,10 @@ class seeded:  # noqa: N801  (a context manager)
         torch.set_rng_state(self.before)
 
 
-def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Captions = "optional") -> Data[Any]:
-    """The data set of a recipe: pictures, scenes composed of them, or latents that were computed before."""
+def data_set(
+    recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Captions = "optional", layout: bool = False
+) -> Data[Any]:
+    """The data set of a recipe: pictures, scenes composed of them (with their `layout`), or precomputed latents."""
     if (Path(recipe.data) / INDEX).is_file():
         return LatentData(recipe.data)
     collection = open_collection(
@@ -129,7 +137,8 @@ def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Ca
     )
     if recipe.scenes:
         mix = Mix(counts=recipe.objects) if recipe.objects else Mix()
-        return SceneData(collection, size=recipe.size, mix=mix, cache=Path(recipe.cache) if recipe.cache else None)
+        cache = Path(recipe.cache) if recipe.cache else None
+        return SceneData(collection, size=recipe.size, mix=mix, classes=recipe.classes, layout=layout, cache=cache)
     return PictureData(
         collection,
         size=recipe.size,
@@ -140,14 +149,6 @@ def data_set(recipe: DataConfig, loop: LoopConfig | None = None, *, captions: Ca
         buckets=Buckets(recipe.size) if recipe.buckets else None,
         batch_size=loop.batch_size // loop.accumulate if loop else 1,
     )
-
-
-def class_names(data: Data[Any]) -> tuple[str, ...]:
-    """The names of the classes of a data set; numbers where only those are known."""
-    if isinstance(data, LatentData):
-        labels = [shard["labels"] for shard in data.shards if "labels" in shard]
-        return tuple(map(str, range(int(torch.cat(labels).max()) + 1))) if labels else ()
-    return data.collection.labels if isinstance(data, PictureData | SceneData) else ()
 
 
 def sheet_prompts(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str]) -> tuple[str, ...]:
@@ -193,14 +194,19 @@ def precomputed(
 def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str], run: Path) -> LatentDiffusion:
     """The model to train: `init`'s, or a new one around the given first stage."""
     if recipe.init is not None:
-        return tuned(load(recipe.init, device="cpu", dtype=torch.float32, vae=recipe.autoencoder), recipe)
+        model = load(recipe.init, device="cpu", dtype=torch.float32, vae=recipe.autoencoder)
+        if recipe.concat == "class_map" and model.conditioner is None:
+            model = replace(model, conditioner=new_conditioner(recipe, data))
+        return tuned(model, recipe)
     if recipe.autoencoder is None:
         remedy = "name it with --autoencoder (`safelight train autoencoder` makes one), or use --init"
         raise InputError("training the second stage needs a first one", remedy=remedy)
     autoencoder = load_autoencoder(recipe.autoencoder, dtype=torch.float32)
     tokenizer, text_encoder = text_parts(recipe, data, run) if recipe.conditioning == "text" else (None, None)
     side = latent_side(recipe, data, autoencoder.config)
-    unet = UNet(unet_config(recipe, autoencoder.config, text_encoder, len(classes), side))
+    conditioner = new_conditioner(recipe, data)
+    told = text_encoder.config.hidden_size if text_encoder is not None else context_width(conditioner)
+    unet = UNet(unet_config(recipe, autoencoder.config, told, len(classes), side))
     return tuned(
         LatentDiffusion(
             unet=unet,
@@ -208,6 +214,7 @@ def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[
             schedule=noise_schedule(),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            conditioner=conditioner,
             family=family(unet.config.to_diffusers(), has_text=text_encoder is not None),
             name="new",
             scheduler_config=SCHEDULER,
@@ -231,7 +238,7 @@ def tuned(model: LatentDiffusion, recipe: DiffusionRecipe) -> LatentDiffusion:
         shape = {key: config[key] for key in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")}
         schedule = noise_schedule(**shape, rescale_betas_zero_snr=True)
     latent = model.autoencoder.config.embed_dim
-    beside = {"none": 0, "low_resolution": 3, "mask": 1 + latent}[recipe.concat]
+    beside = channels_beside(recipe.concat, latent)
     unet = widened(model.unet, latent + beside) if beside and model.unet.config.in_channels == latent else model.unet
     return replace(
         model,
@@ -254,16 +261,19 @@ def widened(unet: UNet, in_channels: int) -> UNet:
 
 
 def unet_config(
-    recipe: DiffusionRecipe, first: AutoencoderConfig, text: TextEncoder | None, classes: int, side: int
+    recipe: DiffusionRecipe, first: AutoencoderConfig, told: int | None, classes: int, side: int
 ) -> UNetConfig:
-    """The U-Net's shape: a preset's or a file's, or drawn by the recipe, for this first stage and this conditioning."""
+    """The U-Net's shape: a preset's or a file's, or drawn by the recipe, for this first stage and context.
+
+    told: the width of the context, None without one. classes: how many a new table is for.
+    """
     own: dict[str, Any] = {"in_channels": first.embed_dim, "out_channels": first.embed_dim, "sample_size": side}
-    if classes:
+    if recipe.conditioning == "class":
         own["num_class_embeds"] = classes + 1
-    if text is not None:
-        own["cross_attention_dim"] = text.config.hidden_size
+    if told is not None:
+        own["cross_attention_dim"] = told
     if recipe.unet is None:
-        return UNetConfig(**drawn_levels(recipe, text is not None), **own)
+        return UNetConfig(**drawn_levels(recipe, told is not None), **own)
     if recipe.unet in UNETS:
         return replace(UNETS[recipe.unet], **own)
     path = Path(recipe.unet)
@@ -272,16 +282,21 @@ def unet_config(
     return replace(UNetConfig.from_diffusers(json.loads(path.read_text(encoding="utf-8"))), **own)
 
 
-def drawn_levels(recipe: DiffusionRecipe, text: bool) -> dict[str, Any]:
+def context_width(conditioner: Conditioner | None) -> int | None:
+    """The width of the context that a conditioner gives, if it gives one."""
+    return conditioner.config.embed_dim if isinstance(conditioner, LayoutEmbedder) else None
+
+
+def drawn_levels(recipe: DiffusionRecipe, context: bool) -> dict[str, Any]:
     """The levels that `channels`, `multipliers`, `attention`, `layers` and `head_channels` describe."""
     widths = tuple(recipe.channels * m for m in recipe.multipliers)
-    attention = "CrossAttn" if text else "Attn"
+    attention = "CrossAttn" if context else "Attn"
     kinds = [attention if 2**i in recipe.attention else "" for i in range(len(widths))]
-    # In UNetConfig, as in diffusers, this word means the number of heads beside a text, and a head's width without.
-    heads = tuple(max(width // recipe.head_channels, 1) for width in widths) if text else recipe.head_channels
+    # In UNetConfig, as in diffusers, this word means the number of heads beside a context, and a head's width without.
+    heads = tuple(max(width // recipe.head_channels, 1) for width in widths) if context else recipe.head_channels
     return {
         **levels(*kinds),
-        "mid_block_type": "UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D",
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if context else "UNetMidBlock2D",
         "block_out_channels": widths,
         "layers_per_block": recipe.layers,
         "attention_head_dim": heads,

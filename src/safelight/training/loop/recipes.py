@@ -60,12 +60,14 @@ class DiffusionConfig(_Options):
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     beta1: Share = Field(0.9, description="of AdamW")
     beta2: Share = Field(0.999, description="of AdamW")
-    conditioning: Literal["text", "class", "none"] = Field("text", description="what steers the network")
+    conditioning: Literal["text", "class", "layout", "none"] = Field(
+        "text", description="what steers the network; layouts are boxes of objects, which only scenes have"
+    )
     train_text_encoder: bool = Field(
         False, description="train the text encoder along, as the first LDMs did; a new one always is"
     )
-    concat: Literal["none", "low_resolution", "mask"] = Field(
-        "none", description="what the network sees beside the noisy latent"
+    concat: Literal["none", "low_resolution", "mask", "class_map"] = Field(
+        "none", description="what the network sees beside the noisy latent; only scenes have maps of classes"
     )
     condition_dropout: Share = Field(0.1, description="share of samples that train the null condition, for guidance")
     weighting: Literal["uniform", "min_snr"] = Field("uniform", description="of the loss over noise levels")
@@ -95,6 +97,7 @@ class DataConfig(_Options):
     scenes: bool = Field(False, description="compose scenes of a collection of sprites")
     objects: tuple[Share, ...] = Field((), description="weights of scenes of 1, 2, 3 and 4 objects; by default Mix's")
     cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")
+    classes: str = Field("group", description="column of a sprite table that names the class of a scene's object")
     max_broken: Share = Field(0.01, description="share of pictures that may be broken and are skipped")
 
 
@@ -119,6 +122,8 @@ class DiffusionModelConfig(_Options):
     text_width: Positive = Field(256, description="of a new text encoder")
     text_layers: Positive = Field(4, description="of a new text encoder")
     text_length: int = Field(77, ge=8, description="tokens that a new text encoder reads; the longer, the slower")
+    layout_width: Positive = Field(256, description="of a new embedder of layouts, a multiple of 64")
+    layout_layers: Positive = Field(2, description="of a new embedder of layouts")
     vocabulary_size: Positive = Field(4096, description="of a new text encoder's vocabulary, trained on the captions")
 
 

@@ -13,5 +13,6 @@ features_net     what stands in for it without them: a network trained on the pi
 reconstructions  its sheet
 
 diffusion        the second stage: its loss, a pure function, and the stage around it
-conditioning     what steers it: text, classes, pictures beside the latent
+conditioning     what steers it: text, classes, layouts; pictures and maps beside the latent
+examples         its sheet, where it is not asked in words alone
 """

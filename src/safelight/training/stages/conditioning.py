@@ -2,14 +2,14 @@
 
 text   `batch.context` (B, L, D) if it was precomputed, else what the text encoder says to `batch.ids` or the captions
 class  `batch.labels` (B,), with one more class for "none"
+layout `batch.boxes` (B, K, 4) and `batch.box_labels` (B, K), which an embedder trained along makes a context of
 none   nothing
 
 and, beside the noisy latent (`Condition.concat`):
 
 low_resolution   the picture, shrunk to the latent's size (Rombach et al. 2022, section 4.4)
 mask             where to paint, and the latent of the picture without that part (section 4.5; Stable Diffusion's order)
-
-Layouts and class maps come the same way: a function of the batch that fills a field of `Condition`.
+class_map        the class at each pixel, which an embedder trained along shrinks to a few channels (section 4.3.2)
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safelight.errors import InputError
+from safelight.models.conditioners import NO_OBJECT
 from safelight.text.tokenizer import Tokenizer
 from safelight.training.stages.noise import BatchNoise
 
@@ -57,6 +58,28 @@ def class_labels(batch: Any, classes: int, drop: Tensor, device: torch.device) -
     labels = labels.to(device, non_blocking=True)
     none = drop.to(device, non_blocking=True) | (labels < 0)
     return torch.where(none, torch.full_like(labels, classes), labels)
+
+
+def layout(batch: Any, drop: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The boxes (B, K, 4) and classes (B, K) of a batch; where dropped, every place is empty."""
+    boxes, labels = getattr(batch, "boxes", None), getattr(batch, "box_labels", None)
+    if boxes is None or labels is None:
+        raise InputError("the data has no boxes", remedy="train on sprites, with --scenes")
+    boxes, labels = boxes.to(device, non_blocking=True), labels.to(device, torch.int64, non_blocking=True)
+    return boxes, labels.masked_fill(drop.to(device, non_blocking=True)[:, None], NO_OBJECT)
+
+
+def class_maps(batch: Any, device: torch.device) -> Tensor:
+    """The maps of classes (B, H, W) of a batch."""
+    maps = getattr(batch, "class_maps", None)
+    if maps is None:
+        raise InputError("the data has no maps of classes", remedy="train on sprites, with --scenes")
+    return maps.to(device, torch.int64, non_blocking=True)
+
+
+def channels_beside(concat: str, latent: int) -> int:
+    """How many channels a U-Net sees beside a latent of `latent` channels."""
+    return {"none": 0, "low_resolution": 3, "mask": 1 + latent, "class_map": 3}[concat]
 
 
 def low_resolution(pictures: Tensor, size: Sequence[int]) -> Tensor:

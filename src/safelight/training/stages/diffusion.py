@@ -23,15 +23,18 @@ from safelight.diffusion.parameterization import Parameterization
 from safelight.diffusion.schedule import NoiseSchedule
 from safelight.errors import InputError
 from safelight.models.clip import TextEncoder
+from safelight.models.conditioners import LayoutEmbedder, MapEmbedder, config_of, make_conditioner
 from safelight.models.unet import UNet
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.tasks import text_to_image
+from safelight.training.data.batches import Batch
 from safelight.training.loop.cards import write_card
 from safelight.training.loop.distributed import bare
 from safelight.training.loop.optim import adamw
 from safelight.training.loop.recipes import DiffusionConfig
 from safelight.training.loop.sheets import contact_sheet
 from safelight.training.stages import conditioning
+from safelight.training.stages.examples import example_sheet
 from safelight.training.stages.noise import BatchNoise
 from safelight.training.stages.stage import Loss, Stage, Weights
 
@@ -112,9 +115,19 @@ class DiffusionStage(Stage):
 
     name = "diffusion"
 
-    def __init__(self, model: LatentDiffusion, config: DiffusionConfig, *, classes: tuple[str, ...] = ()) -> None:
-        """model: its networks in float32, on the training device. classes: their names, for conditioning on a class."""
-        self.model, self.config, self.classes = model, config, classes
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        config: DiffusionConfig,
+        *,
+        classes: tuple[str, ...] = (),
+        examples: Batch | None = None,
+    ) -> None:
+        """model: its networks in float32, on the training device. classes: their names, where it is told of classes.
+
+        examples: samples of the data to draw on sheets, for models that are not asked in words or classes alone.
+        """
+        self.model, self.config, self.classes, self.examples = model, config, classes, examples
         self._check()
         model.autoencoder.eval().requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"unet": model.unet.train().requires_grad_(True)}
@@ -123,6 +136,8 @@ class DiffusionStage(Stage):
             model.text_encoder.check_ids = False  # the host would wait for the device
             if config.train_text_encoder:
                 self.modules["text_encoder"] = model.text_encoder
+        if model.conditioner is not None:
+            self.modules["conditioner"] = model.conditioner.train().requires_grad_(True)
         self.averaged = tuple(self.modules)
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
         betas = (config.beta1, config.beta2)
@@ -160,15 +175,23 @@ class DiffusionStage(Stage):
             posterior = autoencoder.encode(batch.pictures)
         return posterior.sample(noise.normal(*posterior.mean.shape[1:]))
 
-    def condition(self, batch: Any, noise: BatchNoise, size: tuple[int, ...]) -> Condition:
-        """What steers the network: see `safelight.training.stages.conditioning`. size: the latent's (h, w)."""
-        drop = conditioning.dropped(noise, self.config.condition_dropout)
+    def condition(
+        self, batch: Any, noise: BatchNoise, size: tuple[int, ...], *, dropout: float | None = None
+    ) -> Condition:
+        """What steers the network: see `safelight.training.stages.conditioning`. size: the latent's (h, w).
+
+        dropout: the share of null conditions; by default the config's.
+        """
+        drop = conditioning.dropped(noise, self.config.condition_dropout if dropout is None else dropout)
         steering = Condition()
         if self.config.conditioning == "text":
             steering = Condition(context=self._context(batch, drop))
         elif self.config.conditioning == "class":
             labels = conditioning.class_labels(batch, len(self.classes), drop, self.model.device)
             steering = Condition(class_labels=labels)
+        elif self.config.conditioning == "layout":
+            places = conditioning.layout(batch, drop, self.model.device)
+            steering = Condition(context=self.modules["conditioner"](*places))
         return steering if self.config.concat == "none" else replace(steering, concat=self._concat(batch, noise, size))
 
     def _context(self, batch: Any, drop: Tensor) -> Tensor:
@@ -196,8 +219,13 @@ class DiffusionStage(Stage):
         """What the frozen text encoder says to the null caption, (1, L, D)."""
         return self._encode(self._null_ids[None])
 
-    @torch.no_grad()
     def _concat(self, batch: Any, noise: BatchNoise, size: tuple[int, ...]) -> Tensor:
+        if self.config.concat == "class_map":
+            return self.modules["conditioner"](conditioning.class_maps(batch, self.model.device), size)
+        return self._pictured(batch, noise, size)
+
+    @torch.no_grad()
+    def _pictured(self, batch: Any, noise: BatchNoise, size: tuple[int, ...]) -> Tensor:
         if getattr(batch, "pictures", None) is None:
             raise InputError(f"concat={self.config.concat} needs pictures", remedy="train on pictures, not on latents")
         if self.config.concat == "low_resolution":
@@ -211,9 +239,16 @@ class DiffusionStage(Stage):
         model, config, unet = self.model, self.config, self.model.unet.config
         if config.conditioning == "text" and (model.text_encoder is None or model.tokenizer is None):
             raise InputError("conditioning on text needs a text encoder", remedy="name one, or --conditioning none")
-        if (config.conditioning == "text") != unet.conditional:
+        if (config.conditioning in ("text", "layout")) != unet.conditional:
             raise InputError(f"the U-Net does not take conditioning={config.conditioning!r}",
-                             remedy="a U-Net with cross-attention needs text, one without must do without")  # fmt: skip
+                             remedy="a U-Net with cross-attention needs text or a layout, one without must do without"
+                             )  # fmt: skip
+        embedder = {"layout": LayoutEmbedder, "class_map": MapEmbedder}
+        wanted = {embedder[name] for name in (config.conditioning, config.concat) if name in embedder}
+        if wanted != ({type(model.conditioner)} if model.conditioner is not None else set()):
+            has = "none" if model.conditioner is None else f"a {type(model.conditioner).__name__}"
+            what = f"conditioning={config.conditioning!r} and concat={config.concat!r} need another embedder than {has}"
+            raise InputError(what, remedy="make a new model, without --init, or train this one as it was trained")
         if config.train_text_encoder and config.conditioning != "text":
             raise InputError("train_text_encoder is for conditioning on text", remedy="leave it out")
         rows = unet.num_class_embeds
@@ -221,7 +256,7 @@ class DiffusionStage(Stage):
             raise InputError(f"{len(self.classes)} classes do not fit a U-Net with a table of {rows}",
                              remedy="the table has one row for each class and one for none")  # fmt: skip
         latent = model.autoencoder.config.embed_dim
-        beside = {"none": 0, "low_resolution": 3, "mask": 1 + latent}[config.concat]
+        beside = conditioning.channels_beside(config.concat, latent)
         if unet.in_channels != latent + beside or unet.out_channels != latent:
             raise InputError(
                 f"the U-Net goes from {unet.in_channels} to {unet.out_channels} channels; the latent has {latent}, "
@@ -233,9 +268,11 @@ class DiffusionStage(Stage):
                              remedy="train v_prediction or sample (Lin et al. 2023)")  # fmt: skip
 
     def sheet(self) -> Image.Image | None:
-        """Pictures of `sheet_prompts`, with seeds 0, 1, 2, …"""
+        """Pictures of `sheet_prompts`, or of the examples beside what is seen of them, with seeds 0, 1, 2, …"""
         config = self.config
-        if config.concat != "none":
+        if self.examples is not None:
+            return example_sheet(self, self.examples)
+        if config.concat != "none" or config.conditioning == "layout":
             return None
         labels = config.sheet_prompts or ("",) * 4
         guided = config.conditioning != "none" and config.condition_dropout > 0
@@ -273,11 +310,18 @@ class DiffusionStage(Stage):
             text_config = text_encoder.config
             text_encoder = on_meta(lambda: TextEncoder(text_config))
             text_encoder.load_state_dict(dict(weights["text_encoder"]), assign=True)
+        conditioner = model.conditioner
+        if conditioner is not None:
+            shape = config_of(conditioner)
+            conditioner = on_meta(lambda: make_conditioner(shape))
+            conditioner.load_state_dict(dict(weights["conditioner"]), assign=True)
         parts = Parts(
             unet=unet,
             autoencoder=model.autoencoder,
             text_encoder=text_encoder,
             tokenizer=model.tokenizer,
+            conditioner=conditioner,
+            classes=self.classes,
             scheduler_config=model.scheduler_config,
             prediction_type=model.prediction_type,
             family=model.family,
