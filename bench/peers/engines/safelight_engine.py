@@ -1,0 +1,73 @@
+"""Safelight itself, as people call it: networks loaded and prepared, and `text_to_image`."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import safelight
+from safelight import kernels
+from safelight.checkpoint.load import load_autoencoder, load_text_encoder, load_unet
+
+
+def versions():
+    return {"safelight": safelight.__version__, "torch": torch.__version__, "kernels": variant()}
+
+
+def variant() -> str:
+    found = kernels.kernels_for(torch.float32)
+    return found.variant.name if found else "none"
+
+
+def load(job):
+    torch.set_num_threads(job.threads)
+    dtype = getattr(torch, job.dtype)
+    run = {"text": text, "unet": unet, "encode": encode, "decode": decode, "draw": draw}[job.part](job, dtype)
+
+    @torch.no_grad()
+    def answer(**inputs):
+        return run(**inputs).float().numpy()
+
+    return answer
+
+
+def prepared(network):
+    kernels.prepare(network)
+    return network
+
+
+def tensor(array, dtype) -> Tensor:
+    return torch.from_numpy(array).to(dtype)
+
+
+def text(job, dtype):
+    encoder = load_text_encoder(job.model, dtype=dtype)
+    return lambda ids: encoder(torch.from_numpy(ids)).last_hidden_state
+
+
+def unet(job, dtype):
+    network = prepared(load_unet(job.model, dtype=dtype))
+    return lambda x, t, context: network(tensor(x, dtype), float(t), tensor(context, dtype))
+
+
+def encode(job, dtype):
+    autoencoder = prepared(load_autoencoder(job.model, dtype=dtype))
+    return lambda picture: autoencoder.encode(tensor(picture, dtype)).mean
+
+
+def decode(job, dtype):
+    autoencoder = prepared(load_autoencoder(job.model, dtype=dtype))
+    return lambda latent: autoencoder.decode(tensor(latent * autoencoder.config.scaling_factor, dtype))
+
+
+def draw(job, dtype):
+    model = safelight.load(job.model, dtype=dtype)
+
+    size = {"width": job.side, "height": job.side}
+
+    def drawn(prompt, seed):
+        pictures = safelight.text_to_image(
+            model, str(prompt), seed=int(seed), steps=job.steps, sampler="ddim", grid="leading", **size
+        )
+        return torch.from_numpy(np.asarray(pictures[0]) / np.float32(255))
+
+    return drawn
