@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import safelight
 from safelight.diffusion.noise import make_noise
 from safelight.errors import InputError
 from safelight.models.presets import levels
 from safelight.models.unet import UNet
-from safelight.pipeline.morphing import Turned, morph
+from safelight.pipeline.morphing import Turned, morph, save_way
+from safelight.pipeline.recipes.reading import read_picture
+from safelight.pipeline.recipes.redraw import required
 
 QUICK = {"steps": 3, "seed": 1, "width": 64, "height": 64}
 CLOSE = {"atol": 3e-3, "rtol": 0}  # a batch of frames rounds otherwise than a picture alone
@@ -80,6 +83,21 @@ def test_the_curve_matters_only_between(model):
     arc, line = (morph(model, "a fox", "a hat", frames=3, curve=c, **QUICK).latents for c in ("slerp", "lerp"))
     torch.testing.assert_close(arc[[0, 2]], line[[0, 2]], **CLOSE)
     assert not torch.equal(arc[1], line[1])
+
+
+def test_files_say_how_the_way_was_drawn(model, tmp_path):
+    way = morph(model, "a {fox|fox}", "a hat", frames=3, to_seed=9, dynamic_prompts=True, **QUICK)
+    assert save_way(way, tmp_path / "way") == tmp_path / "way"
+    files = [*sorted((tmp_path / "way").iterdir()), save_way(way, tmp_path / "sheet.png")]
+    assert [path.name for path in files] == ["frame-0000.png", "frame-0001.png", "frame-0002.png", "sheet.png"]
+    for path, number in zip(files, (0, 1, 2, 0), strict=True):
+        said = read_picture(path).request
+        wanted = {"prompt": "a fox", "to_prompt": "a hat", "seed": 1, "to_seed": 9, "frames": 3, "frame": number}
+        assert wanted.items() <= said.items()
+        with pytest.raises(InputError, match="frame of a way"):
+            required(read_picture(path))
+    with Image.open(save_way(way, tmp_path / "way.webp", fps=5)) as film:
+        assert (film.n_frames, film.size) == (3, (64, 64))
 
 
 def test_a_model_without_text_goes_from_seed_to_seed(model):

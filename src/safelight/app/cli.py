@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from safelight import __version__
-from safelight.app import evaluate_command, plot_commands, recipe_commands, seeing_commands, training_commands
+from safelight.app import (
+    evaluate_command,
+    exploring_commands,
+    plot_commands,
+    recipe_commands,
+    seeing_commands,
+    training_commands,
+)
 from safelight.app.console import onlooker, say, table
 from safelight.app.options import (
     DEFAULT_MODEL,
@@ -222,6 +229,7 @@ evaluate_command.register(app, answers)
 seeing_commands.register(app, answers)
 plot_commands.register(app, answers)
 recipe_commands.register(app, answers)
+exploring_commands.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 COMMANDS |= {group.name for group in app.registered_groups if group.name}

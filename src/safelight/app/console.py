@@ -65,6 +65,7 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(description, total=None)
+        self._part = ""
 
     def __enter__(self) -> Self:
         if self._bar.console.is_terminal:  # elsewhere rich would print the bar once, as an empty line
@@ -83,4 +84,9 @@ class Progress:
 
     def watch(self, step: "Step") -> None:
         """Note one evaluation."""
-        self._bar.update(self._task, description=f"sigma {step.sigma:.2f}", completed=step.index + 1, total=step.total)
+        description = f"{self._part}sigma {step.sigma:.2f}"
+        self._bar.update(self._task, description=description, completed=step.index + 1, total=step.total)
+
+    def part(self, number: int, total: int) -> None:
+        """Say which of several pictures comes now, counted from 1."""
+        self._part = f"{number} of {total}, "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 2000
 WIDEST = 10  # pictures in a row, where there is no second axis
+OWN = ("x", "y", "z", "image", "mask", "strength", "width", "height")  # keywords of which None means absent
 WORDS = (REPLACE, PARTS)  # axes that change the prompt, whatever field the others set before
 
 AnyAxis = Axis | str | tuple[str, Sequence[Any]]
@@ -82,6 +83,19 @@ class Exploration:
             for k, name in enumerate(blocks)
         ]
         return headed(column(sheets, 32), self._title(), self._notes())
+
+    def save_sheet(self, folder: Path | str) -> Path:
+        """Write the sheet as sheet.png, or with the next free number; a sheet of the same pixels is left as it is."""
+        from PIL import Image
+
+        from safelight.pipeline.pictures import save_png
+
+        sheet = self.sheet()
+        for path in sorted(Path(folder).glob("sheet*.png")):
+            with Image.open(path) as there:
+                if there.size == sheet.size and there.convert("RGB").tobytes() == sheet.tobytes():
+                    return path
+        return save_png(sheet, Path(folder) / "sheet.png")
 
     def _title(self) -> str:
         prompt = self.cells[0].request["prompt"]
@@ -141,12 +155,21 @@ def explore(
     Raises:
         InputError: before anything is drawn, for an axis or a value that will not do, naming field and limit.
     """
-    start, axes = _axes(prompt, [one for one in (x, y, z) if one is not None], matrix)
-    own = {"image": image, "mask": mask, "strength": strength, "width": width, "height": height}
-    given = {"prompt": start, **{name: value for name, value in own.items() if value is not None}, **settings}
+    asked = {"prompt": prompt, "x": x, "y": y, "z": z, "matrix": matrix, "seeds": seeds, "image": image, "mask": mask,
+             "strength": strength, "width": width, "height": height, **settings}  # fmt: skip
+    return _drawn(model, planned(asked), folder, each)
+
+
+def planned(asked: Mapping[str, Any]) -> "Plan":
+    """The plan of what `explore` is asked for, by its keywords: all is checked that needs no model.
+
+    Raises InputError for an axis or a value that will not do, naming field and limit.
+    """
+    given = {name: value for name, value in asked.items() if not (name in OWN and value is None)}
+    x, y, z, matrix, seeds = (given.pop(name, None) for name in ("x", "y", "z", "matrix", "seeds"))
+    given["prompt"], axes = _axes(given.get("prompt", ""), [one for one in (x, y, z) if one is not None], bool(matrix))
     task = _task({*given, *map(name_of, axes)})
-    plan = _planned([as_axis(axis, task) for axis in axes], task, given, seeds)
-    return _drawn(model, plan, folder, each)
+    return _checked([as_axis(axis, task) for axis in axes], task, given, seeds or "equal")
 
 
 def _axes(prompt: Any, given: list[AnyAxis], matrix: bool) -> tuple[Any, list[AnyAxis]]:
@@ -193,8 +216,7 @@ class Plan:
             yield place, request
 
 
-def _planned(axes: Sequence[Axis], task: Task, given: Mapping[str, Any], seeds: str) -> Plan:
-    """Check axes, values and words to be replaced, as far as that needs no model."""
+def _checked(axes: Sequence[Axis], task: Task, given: Mapping[str, Any], seeds: str) -> Plan:
     names = [axis.name for axis in axes if axis.name not in WORDS]
     cells = prod(map(len, axes))
     if cells > MAX_CELLS:
@@ -267,4 +289,9 @@ def _name(plan: Plan, place: tuple[int, ...], request: Mapping[str, Any]) -> str
     """A file's name from the labels of a place."""
     labels = [axis.names[k] for axis, k in zip(plan.axes, place, strict=True)]
     seed = [] if any(axis.name == "seed" for axis in plan.axes) else [f"seed {request['seed']}"]
-    return re.sub(r"[^\w.]+", "-", " ".join([*labels, *seed]).lower()).strip("-.")[-100:].strip("-.") or "picture"
+    return slug(" ".join([*labels, *seed]))
+
+
+def slug(words: str) -> str:
+    """Words as a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", words.lower()).strip("-.")[:100].strip("-.") or "picture"

@@ -1,7 +1,7 @@
 """From one picture to another: between two prompts, between two seeds, or both, in steps of equal size."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
@@ -90,21 +90,23 @@ def check_way(path: Path, fps: float) -> None:
 def save_way(frames: "Pictures", path: Path | str, *, fps: float = 8.0, title: str = "") -> Path:
     """Write frames by the name's ending: .gif, .webp and .mp4 move, .png is a contact sheet, none is a folder of PNGs.
 
-    Whole or not at all, and never over another file. Returns the path that was written.
+    A PNG says how the whole way was drawn. Files appear whole or not at all, and never over another. Returns the path
+    that was written.
     """
     from safelight.pipeline.animation import save_animation
     from safelight.pipeline.contact import contact_sheet
-    from safelight.pipeline.pictures import save_png
+    from safelight.pipeline.pictures import save_picture
 
     path = Path(path)
     check_way(path, fps)
+    recipes = frames.recipes or (None,) * len(frames)
     if path.suffix.lower() == ".png":
         shares = [f"{k / (len(frames) - 1):.2g}" for k in range(len(frames))]
-        return save_png(contact_sheet(frames.images, captions=shares, title=title), path)
+        return save_picture(contact_sheet(frames.images, captions=shares, title=title), path, recipes[0])
     if path.suffix:
         return save_animation(frames.images, path, fps=fps)
-    for k, image in enumerate(frames.images):
-        save_png(image, path / f"frame-{k:04}.png")
+    for k, (image, recipe) in enumerate(zip(frames.images, recipes, strict=True)):
+        save_picture(image, path / f"frame-{k:04}.png", recipe)
     return path
 
 
@@ -139,7 +141,28 @@ def _walked(model: "LatentDiffusion", values: dict[str, Any]) -> "Pictures":
     images = tuple(to_pil(decode(model, one[None], values["tile"])[0]) for one in latents)
     middle = len(images) - 2
     words = [(ends[0][k], *[None] * middle, ends[1][k]) for k in (0, 1)]
-    return Pictures(images, (values["seed"],) * (middle + 1) + (values["to_seed"],), latents, words[0], words[1])
+    frames = Pictures(images, (values["seed"],) * (middle + 1) + (values["to_seed"],), latents, words[0], words[1])
+    return _noted(frames, ends, origins[0], values, model)
+
+
+def _noted(
+    frames: "Pictures",
+    ends: Sequence[tuple[str, str]],
+    origin: "Origin",
+    values: Mapping[str, Any],
+    model: "LatentDiffusion",
+) -> "Pictures":
+    """The frames, each with the recipe of the whole way, words settled, and its number on it."""
+    from safelight.pipeline.recipes.recipe import recorded
+
+    count, (width, height) = len(frames), frames[0].size
+    begin = replace(
+        frames, prompts=(ends[0][0],) * count, negative_prompts=(ends[0][1],) * count, origins=(origin,) * count
+    )
+    asked = {**values, "to_prompt": ends[1][0], "width": width, "height": height}
+    noted = recorded(begin, morph, asked, model).recipes
+    numbered = (replace(one, request={**one.request, "frame": k}) for k, one in enumerate(noted))
+    return replace(frames, recipes=tuple(numbered))
 
 
 def _end(prompt: Any, settings: Settings, seed: int) -> tuple[str, str]:

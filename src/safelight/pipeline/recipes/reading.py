@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from safelight import __version__
 from safelight.errors import InputError
 from safelight.pipeline.fields import parameters
 from safelight.pipeline.recipes import comfyui, infotext, peers
@@ -64,7 +65,7 @@ def checked(reading: Reading) -> Reading:
     """The same with every field in its bounds; those that are not, or are unknown here, go to what is kept."""
     task = reading.task if reading.task in TASKS else "text_to_image"
     if reading.recipe is not None and task != reading.task:
-        return replace(reading, remarks=(*reading.remarks, f"this version has no task {reading.task!r}"))
+        return replace(reading, remarks=(*reading.remarks, not_drawn(reading.task)[0]))
     request, kept = {}, dict(reading.kept)
     known = parameters(TASKS[task])
     for name, value in reading.request.items():
@@ -73,6 +74,13 @@ def checked(reading: Reading) -> Reading:
         else:
             kept[name] = value
     return replace(reading, task=task, request=request, kept=kept)
+
+
+def not_drawn(task: str) -> tuple[str, str]:
+    """Why a picture of a task that is none here cannot be drawn again, and the remedy."""
+    if task == "morph":
+        return "it is a frame of a way between two pictures", "draw the whole way: `safelight morph`"
+    return f"this version has no task {task!r}", f"draw it with the version that drew it; this is {__version__}"
 
 
 def _fits(task: str, name: str, value: Any) -> bool:

@@ -13,6 +13,7 @@ from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import parameters
 from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import Pictures
+from safelight.pipeline.recipes.reading import not_drawn
 from safelight.pipeline.recipes.recipe import INPUTS, ModelCard, Reading, fingerprint
 from safelight.pipeline.recipes.weights import find_model
 from safelight.pipeline.tasks import TASKS
@@ -112,7 +113,13 @@ def _single(drawn: Pictures, k: int) -> Pictures:
 
 
 def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
-    """Those of `image` and `mask` that the task takes. Raises InputError where one is missing, or one too many."""
+    """Those of `image` and `mask` that the task takes.
+
+    Raises InputError where one is missing, or one too many, and for a task that is none here.
+    """
+    if reading.task not in TASKS:
+        what, remedy = not_drawn(reading.task)
+        raise InputError(what, remedy=remedy)
     given = {}
     for name in INPUTS:
         wanted, option = name in parameters(TASKS[reading.task]), name.replace("_", "-")
