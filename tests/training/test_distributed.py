@@ -1,10 +1,17 @@
-"""Two gloo processes, started as torchrun starts them, against one."""
+"""Two gloo processes, started as torchrun starts them, against one.
 
+As torchrun's agent does, the test itself holds the store where the processes meet, on a port that the system chooses
+and that stays taken until the last of them has left. They are forked from a server that has imported things and done
+nothing: the test's own process may have threads.
+"""
+
+import multiprocessing
 import os
-import socket
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import MomentData, tiny_model
@@ -14,16 +21,13 @@ from safelight.training.loop.recipes import DiffusionConfig, LoopConfig
 from safelight.training.loop.train import train
 from safelight.training.stages.diffusion import DiffusionStage
 
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+multiprocessing.set_forkserver_preload(["safelight.training.stages.diffusion", "safelight.training.loop.train"])
 
 
 def work(rank, size, port, run, options, stop_at, bad):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+                   "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}  # fmt: skip
     torch.set_num_threads(1)
     stage = DiffusionStage(
         tiny_model(), DiffusionConfig(learning_rate=1e-3, train_text_encoder=True, stratified=True, sheet_steps=2)
@@ -38,7 +42,8 @@ def work(rank, size, port, run, options, stop_at, bad):
 
 
 def launch(run, size, *, stop_at=None, bad=(), **options):
-    mp.start_processes(work, (size, free_port(), run, options, stop_at, bad), nprocs=size, start_method="fork")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    mp.start_processes(work, (size, store.port, run, options, stop_at, bad), nprocs=size, start_method="forkserver")
     return sorted((run / "checkpoints").glob("step-*"))[-1]
 
 
