@@ -21,6 +21,19 @@ def test_objects_say_how_many_things_a_scene_has(tmp_path):
     assert counts == {0, 3}  # 0 are backgrounds alone
 
 
+def test_simple_scenes_show_mostly_one_large_thing_on_a_plain_ground(tmp_path):
+    sprites = write_sprites(tmp_path / "sprites")
+    scenes = scenes_of(DiffusionRecipe(data=str(sprites), scenes=True, size=32, mix="simple"))
+    plans = [scenes.sample(0, n).plan for n in range(400)]
+    lone = [plan for plan in plans if len(plan.objects) == 1 and plan.objects[0].sprite.kind == "smooth"]
+    sides = [max(box[2] - box[0], box[3] - box[1]) / 32 for plan in lone for box in [plan.objects[0].box]]
+    assert len([plan for plan in plans if len(plan.objects) > 1]) < 100
+    assert all(side <= 0.95 for side in sides) and sorted(sides)[len(sides) // 2] > 0.6
+    varied = scenes_of(DiffusionRecipe(data=str(sprites), scenes=True, size=32))
+    plates = [sum(kind.sample(0, n).plan.backdrop.plate is not None for n in range(400)) for kind in (scenes, varied)]
+    assert plates[0] < plates[1] / 2
+
+
 def test_the_cache_is_filled_and_changes_no_pixel(tmp_path):
     sprites, cache = write_sprites(tmp_path / "sprites"), tmp_path / "cache"
     recipe = DiffusionRecipe(data=str(sprites), scenes=True, size=32, cache=str(cache))

@@ -44,15 +44,26 @@ class Mix:
     hue: float = 0.15
     flip: float = 0.3
     centered: float = 0.5  # of single objects
+    side: tuple[float, float] = SIDES[1]  # of single objects, the longer one, as a share of the scene's
 
     def __post_init__(self) -> None:
-        numbers = [getattr(self, name) for name in self.__slots__ if name != "counts"]
-        bad = [value for value in (*numbers, *self.counts) if not 0 <= value <= 1]
+        numbers = [getattr(self, name) for name in self.__slots__ if name not in ("counts", "side")]
+        bad = [value for value in (*numbers, *self.counts, *self.side) if not 0 <= value <= 1]
         if bad or not 1 <= len(self.counts) <= len(SIDES) or not any(self.counts):
             raise InputError(
                 f"a mix of scenes cannot have {bad[0] if bad else self.counts}",
                 remedy=f"give numbers from 0 to 1, and up to {len(SIDES)} counts that are not all 0",
             )
+
+
+# `simple` is for what little compute can learn: mostly one large thing in the middle, on a plain ground.
+MIXES = {
+    "varied": Mix(),
+    "simple": Mix(
+        photos=0.05, backgrounds=0.0, counts=(0.85, 0.1, 0.03, 0.02), plain=0.8, gradient=0.15, plate=0.05, white=0.5,
+        hue=0.05, centered=0.9, side=(0.65, 0.94),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +158,7 @@ class Planner:
         sprite, mix = self.bank.sprites[number], self.mix
         flip = draws.chance(mix.flip) and sprite.can_flip
         turn = draws.choice(sprite.turns) if draws.chance(mix.hue) and sprite.turns else 0
-        low, high = SIDES[count]
+        low, high = mix.side if count == 1 else SIDES[count]
         side, middle = draws.between(low, high) * self.size, count == 1 and draws.chance(mix.centered)
         for _ in range(ROUNDS):
             real = self._drawable(sprite, side, high * self.size)

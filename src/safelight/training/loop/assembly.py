@@ -27,7 +27,8 @@ from safelight.training.data.batches import Buckets, Data, PictureData
 from safelight.training.data.collections import Captions, open_collection
 from safelight.training.data.encoding import INDEX, precompute
 from safelight.training.data.latents import LatentData
-from safelight.training.data.scenes import Mix, SceneData
+from safelight.training.data.planning import MIXES
+from safelight.training.data.scenes import SceneData
 from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.conditioners import class_names, examples, needs_scenes, new_conditioner
 from safelight.training.loop.distributed import once
@@ -136,7 +137,8 @@ def data_set(
         recipe.data, captions="optional" if recipe.scenes else captions, max_broken=recipe.max_broken
     )
     if recipe.scenes:
-        mix = Mix(counts=recipe.objects) if recipe.objects else Mix()
+        mix = MIXES[recipe.mix]
+        mix = replace(mix, counts=recipe.objects) if recipe.objects else mix
         cache = Path(recipe.cache) if recipe.cache else None
         return SceneData(collection, size=recipe.size, mix=mix, classes=recipe.classes, layout=layout, cache=cache)
     return PictureData(

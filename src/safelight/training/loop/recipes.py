@@ -95,7 +95,10 @@ class DataConfig(_Options):
     keyword_substitution: Share = Field(0.0, description="share of captions whose name is replaced by a keyword")
     buckets: bool = Field(False, description="keep aspect ratios: batches of several shapes")
     scenes: bool = Field(False, description="compose scenes of a collection of sprites")
-    objects: tuple[Share, ...] = Field((), description="weights of scenes of 1, 2, 3 and 4 objects; by default Mix's")
+    mix: Literal["varied", "simple"] = Field(
+        "varied", description="what scenes show; simple: mostly one large thing on a plain ground, sooner learned"
+    )
+    objects: tuple[Share, ...] = Field((), description="weights of scenes of 1, 2, 3, 4 objects; by default the mix's")
     cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")
     classes: str = Field("group", description="column of a sprite table that names the class of a scene's object")
     max_broken: Share = Field(0.01, description="share of pictures that may be broken and are skipped")
@@ -153,8 +156,9 @@ class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopCon
     """All of `safelight train diffusion`."""
 
 
-MAY_CHANGE = {"steps", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row", "compile",
-              "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
+# The mix of scenes is among them, so that a training can go from simple ones to varied ones.
+MAY_CHANGE = {"steps", "mix", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row",
+              "compile", "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
               "max_broken", "cache"}  # fmt: skip
 
 
