@@ -32,12 +32,13 @@ from safelight.checkpoint.writing import replacing
 
 SHIPPED = Path(__file__).parents[1] / "src" / "safelight" / "default"
 MOST_BYTES = 64_000_000
-TABLE = "captions.jsonl"
+TABLE, ATTRIBUTION, LICENSES = "captions.jsonl", "ATTRIBUTION.md", "licenses/"
 
 SCENES = {"scenes": True, "cache": "{run}/cache"}
 QUIET = {"log-every": 50, "checkpoint-every": 500, "sheet-every": 500}
 
-# What an hour and a half of one core can do. The first stage learns pixels alone.
+# What two or three hours of one core can do. The first stage learns pixels alone; its decoder goes on when latents are
+# settled, since what it learns then leaves the second stage valid.
 CPU = {
     "autoencoder": {
         **SCENES, **QUIET, "size": 64, "channels": 16, "multipliers": "1,2,4,8", "layers": 1, "latent-channels": 8,
@@ -48,9 +49,14 @@ CPU = {
     "diffusion": {
         **SCENES, **QUIET, "size": 64, "channels": 96, "multipliers": "1,2", "attention": "1,2", "layers": 1,
         "text-width": 128, "text-layers": 2, "text-length": 40, "vocabulary-size": 2048,
-        "objects": "0.8,0.12,0.05,0.03",
-        "prediction-type": "v_prediction", "learning-rate": 1e-3, "batch-size": 32, "steps": 5000, "warmup": 200,
+        "mix": "simple", "objects": "0.85,0.1,0.03,0.02",
+        "prediction-type": "v_prediction", "learning-rate": 1e-3, "batch-size": 32, "steps": 6000, "warmup": 200,
         "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20, "sheet-guidance": 4,
+    },
+    "decoder": {
+        **SCENES, **QUIET, "size": 64, "decoder-only": True, "reduction": "mean", "perceptual-weight": 0,
+        "features-steps": 0, "disc-weight": 0, "learning-rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "clip": 1,
+        "batch-size": 8, "steps": 5000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
     },
 }  # fmt: skip
 
@@ -78,11 +84,12 @@ GPU = {
 FURTHER = {
     "diffusion": {
         **SCENES, **QUIET, "size": 64, "init": str(SHIPPED), "train-text-encoder": True,
-        "objects": "0.7,0.18,0.07,0.05", "learning-rate": 7e-4, "batch-size": 32, "steps": 5000, "warmup": 200,
-        "course": "cosine", "ema-decay": 0.998, "sheet-steps": 20, "sheet-guidance": 4,
+        "mix": "simple", "objects": "0.85,0.1,0.03,0.02", "learning-rate": 7e-4, "batch-size": 32,
+        "steps": 5000, "warmup": 200, "course": "cosine", "ema-decay": 0.998, "sheet-steps": 20, "sheet-guidance": 4,
     },
 }  # fmt: skip
 RECIPES = {"cpu": CPU, "gpu": GPU, "further": FURTHER}
+CONCEPTS = {"cpu": Path(__file__).with_name("concepts.txt"), "further": Path(__file__).with_name("concepts.txt")}
 
 PROMPTS = (
     "a 3D render of a red apple on a blue background", "a flat emoji of a dog on a white background",
@@ -98,21 +105,32 @@ def main() -> int:
     if asked.pack:
         return pack(*asked.pack, concepts=asked.concepts, side=asked.side)
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else None
-    first = None
+    made: dict[str, Path] = {}
+    pictures = chosen(asked)
     for stage, options in RECIPES[asked.recipe].items():
-        model = asked.run / stage / "model"
-        if not model.is_dir() and (code := train(stage, options, asked, first, end)) != 0:
+        made[stage] = asked.run / stage / "model"
+        if not made[stage].is_dir() and (code := train(stage, options, pictures, asked, made, end)) != 0:
             return code
-        if not model.is_dir():
+        if not made[stage].is_dir():
             print("stopped in time; the same command goes on")
             return 0
-        first = model
     folder = asked.run / "default"
-    convert(first, folder, dtype="float16")
+    convert(made["diffusion"], folder, dtype="float16", vae=made.get("decoder"))
     attribute(asked.pictures, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
     return 0 if size <= MOST_BYTES else 1
+
+
+def chosen(asked: argparse.Namespace) -> Path:
+    """The pictures that a recipe learns from: all, or a collection packed of those that it names."""
+    if asked.recipe not in CONCEPTS:
+        return asked.pictures
+    small = asked.run / "pictures.zip"
+    if not small.is_file():
+        small.parent.mkdir(parents=True, exist_ok=True)
+        pack(asked.pictures, small, concepts=CONCEPTS[asked.recipe], side=asked.side)
+    return small
 
 
 def arguments() -> argparse.Namespace:
@@ -133,12 +151,19 @@ def arguments() -> argparse.Namespace:
 
 
 def train(
-    stage: str, options: dict[str, object], asked: argparse.Namespace, first: Path | None, end: float | None
+    stage: str,
+    options: dict[str, Any],
+    pictures: Path,
+    asked: argparse.Namespace,
+    made: dict[str, Path],
+    end: float | None,
 ) -> int:
     """Run one `safelight train` command, until it is finished or the time is up. Its exit code."""
-    words = [stage, str(asked.pictures), "--run", str(asked.run / stage)]
+    command = "diffusion" if stage == "diffusion" else "autoencoder"
+    words = [command, str(pictures), "--run", str(asked.run / stage)]
     words += ["--device", asked.device] if asked.device else []
-    words += ["--autoencoder", str(first)] if first is not None else []
+    if "autoencoder" in made and stage != "autoencoder":
+        words += ["--init" if stage == "decoder" else "--autoencoder", str(made["autoencoder"])]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value).format(run=asked.run)]
     for prompt in PROMPTS if stage == "diffusion" else ():
@@ -156,7 +181,7 @@ def attribute(pictures: Path, folder: Path) -> None:
     """Put the collection's attribution and licences beside the weights, as they ask for."""
     with zipfile.ZipFile(pictures) as archive:
         for name in archive.namelist():
-            if name == "ATTRIBUTION.md" or (name.startswith("licenses/") and not name.endswith("/")):
+            if name == ATTRIBUTION or (name.startswith(LICENSES) and not name.endswith("/")):
                 target = folder / name
                 target.parent.mkdir(exist_ok=True)
                 with archive.open(name) as source, replacing(target) as file:
@@ -171,9 +196,9 @@ def pack(pictures: Path, small: Path, *, concepts: Path | None, side: int) -> in
         files = {row["file"] for row in rows}
         packed.writestr(TABLE, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
         for name in archive.namelist():
-            if name.endswith(".webp") and name in files:
+            if name in files:
                 packed.writestr(name, smaller(archive.read(name), side))
-            elif not name.endswith((".webp", TABLE)):
+            elif name == ATTRIBUTION or name.startswith(LICENSES):
                 packed.writestr(name, archive.read(name))
     print(f"{small}: {len(rows)} pictures, {small.stat().st_size / 1e6:.1f} MB")
     return 0
