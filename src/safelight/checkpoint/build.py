@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongShape
 from safelight.checkpoint.files import Tensors
@@ -16,9 +17,21 @@ from safelight.errors import nearest
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new parameters as they are. Without memory there is nothing to fill, and yet torch would import hundreds
+    of modules, for two seconds, to draw random numbers there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def on_meta(make: Callable[[], Network]) -> Network:
     """Draw a network without memory for its parameters."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return make()
 
 
