@@ -1,11 +1,12 @@
-"""The C kernels beside torch, shape by shape of Stable Diffusion 1 at 512², in one process.
+"""The C kernels beside torch, shape by shape of Stable Diffusion 1 at 512² and of a tiny model, in one process.
 
-    python bench/kernels.py [--dtype float32] [--rounds 5] [--only conv3x3] [--threads 2] [--blocks]
+    python bench/kernels.py [--dtype float32] [--rounds 5] [--only conv3x3] [--threads 2] [--blocks] [--networks]
 
 Calls alternate, and medians of the process's CPU time, divided by the threads, are printed: so a busy machine does not
 change who wins. Rates are those of the plain algorithm: Winograd's convolution may exceed the CPU's peak. |Δ| is each
-side's distance from the twin in float64, relative to its norm. With --blocks whole networks' parts are timed as well,
-as drawn and prepared.
+side's distance from the twin in float64, relative to its norm. With --blocks networks' parts are timed as well, as
+drawn and prepared; with --networks whole ones: a tiny U-Net, where calls cost more than what they compute, and Stable
+Diffusion's, for which 10 GB of memory are needed.
 """
 
 import argparse
@@ -16,25 +17,33 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safelight import kernels
 from safelight.kernels import twins
 from safelight.kernels.native import Kernels
 from safelight.models.attention import Transformer
+from safelight.models.autoencoder import Autoencoder
 from safelight.models.layers import ResBlock, Upsample
+from safelight.models.presets import AUTOENCODERS, UNETS
+from safelight.models.unet import UNet, UNetConfig
 
-# (batch, channels in, channels out, side, upsampled): of a guided U-Net step, then of the autoencoder's decoder.
+# (batch, channels in, channels out, side, upsampled): of a guided U-Net step, of the autoencoder's decoder, and small.
 CONVOLUTIONS = ((2, 320, 320, 64, 0), (2, 640, 640, 32, 0), (2, 1280, 1280, 16, 0), (2, 2560, 1280, 16, 0),
                 (2, 1280, 1280, 8, 0), (2, 640, 640, 32, 1), (1, 512, 512, 64, 0), (1, 512, 512, 128, 0),
-                (1, 256, 256, 256, 0), (1, 128, 128, 512, 0), (1, 256, 256, 256, 1))  # fmt: skip
+                (1, 256, 256, 256, 0), (1, 128, 128, 512, 0), (1, 256, 256, 256, 1),
+                (1, 640, 640, 4, 0), (2, 192, 192, 4, 0), (2, 96, 96, 8, 0), (1, 64, 64, 16, 0),
+                (8, 96, 96, 8, 0))  # fmt: skip
 # (batch, heads, queries, keys, width of a head)
 ATTENTIONS = ((2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 1024, 77, 80),
-              (2, 8, 256, 256, 160), (2, 8, 64, 64, 160), (1, 1, 4096, 4096, 512))  # fmt: skip
-NORMS = ((2, 320, 64), (2, 640, 32), (2, 1280, 16), (2, 1280, 8), (1, 512, 64), (1, 256, 256), (1, 128, 512))
+              (2, 8, 256, 256, 160), (2, 8, 64, 64, 160), (1, 1, 4096, 4096, 512),
+              (2, 4, 16, 77, 48), (2, 4, 64, 64, 24), (2, 4, 256, 77, 24))  # fmt: skip
+NORMS = ((2, 320, 64), (2, 640, 32), (2, 1280, 16), (2, 1280, 8), (1, 512, 64), (1, 256, 256), (1, 128, 512),
+         (1, 64, 4), (2, 192, 4), (2, 96, 8))  # fmt: skip
 # (rows, features in, features out, gate)
 LINEARS = ((8192, 320, 320, 0), (8192, 320, 1280, 1), (8192, 1280, 320, 0), (2048, 640, 640, 0), (2048, 640, 2560, 1),
-           (512, 1280, 1280, 0), (512, 1280, 5120, 1), (512, 5120, 1280, 0), (154, 768, 640, 0))  # fmt: skip
+           (512, 1280, 1280, 0), (512, 1280, 5120, 1), (512, 5120, 1280, 0), (154, 768, 640, 0),
+           (2, 96, 384, 1), (16, 192, 768, 1), (128, 96, 384, 1))  # fmt: skip
 
 
 @dataclass
@@ -136,6 +145,37 @@ def blocks(k: Kernels):
         yield Row(what, 0, lambda a=(x, other), f=fast: f(*a), lambda a=(x, other), f=part: f(*a))
 
 
+def networks(k: Kernels):
+    """Whole networks as they are loaded, and prepared; the U-Nets for both halves of guidance."""
+    tiny = UNetConfig(
+        block_out_channels=(96, 192),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=256,
+        attention_head_dim=4,
+    )
+    for what, config, side in (
+        ("tiny U-Net at 8²", tiny, 8),
+        ("tiny U-Net at 16²", tiny, 16),
+        ("Stable Diffusion 1's U-Net at 32²", UNETS["sd15"], 32),
+    ):
+        x, context = torch.randn(2, 4, side, side), torch.randn(2, 77, config.cross_attention_dim)
+        yield pair(what, UNet(config), x.to(k.dtype), 500, context.to(k.dtype))
+    decoder = Autoencoder(AUTOENCODERS["sd15"]).decoder
+    yield pair("Stable Diffusion 1's decoder at 32²", decoder, torch.randn(1, 4, 32, 32).to(k.dtype))
+
+
+def pair(what: str, network: nn.Module, *inputs: Tensor | int) -> Row:
+    """A network with random weights, beside itself prepared."""
+    for parameter in network.parameters():  # a new one is full of zeros
+        spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        nn.init.normal_(parameter, std=spread)
+    network = network.to(dtype=inputs[0].dtype).eval()
+    fast = deepcopy(network)
+    kernels.prepare(fast)
+    return Row(what, 0, lambda: fast(*inputs), lambda: network(*inputs))
+
+
 def seconds(call: Callable[[], Tensor], threads: int) -> float:
     start = time.process_time()
     call()
@@ -167,6 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="show the rows that begin so")
     parser.add_argument("--blocks", action="store_true", help="and parts of networks")
+    parser.add_argument("--networks", action="store_true", help="and whole networks")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -176,7 +217,8 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"{k.variant.name}, torch {torch.__version__} ({capability}), {given.threads} threads")
     print(f"{'':42} {'ours':>8} {'torch':>8}     ratio  {'GFLOP/s':>11}  |Δ| ours, torch")
-    for family in (convolutions, attentions, norms, linears, *([blocks] if given.blocks else [])):
+    wholes = [*([blocks] if given.blocks else []), *([networks] if given.networks else [])]
+    for family in (convolutions, attentions, norms, linears, *wholes):
         for row in family(k):
             if row.what.startswith(given.only):
                 show(row, given.rounds, given.threads)

@@ -1,13 +1,13 @@
 """Random arguments for the C kernels and their twins.
 
-As a program it compiles a variant with the flags given, and checks it: the tests run it so under AddressSanitizer.
+As a program it checks one variant: tests and `bench/fuzz_kernels.py` run it so under AddressSanitizer and UBSan.
 
-    python tests/kernels/fuzz.py VARIANT CASES SEED FOLDER [FLAG ...]
+    python tests/kernels/fuzz.py VARIANT CASES SEED [--sanitize] FOLDER
 """
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from safelight.kernels import build, twins
 from safelight.kernels.native import Kernels
+
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 
 # Of the result's norm, or eight times torch's own distance from float64 where that is more: sums that cancel. float32:
 # Winograd's transforms cost a digit against a direct sum. bfloat16: results are rounded to 2^-9, and with PAIRS what
@@ -186,13 +188,20 @@ def variant(name: str) -> build.Variant:
     return next(v for v in (*build.VARIANTS, *build.EMULATED) if v.name == name)
 
 
-def main(name: str, cases: str, seed: str, folder: str, *flags: str) -> None:
-    library = Kernels(variant(name), build.build(variant(name), Path(folder), flags))
+def built(name: str, folder: Path, flags: Sequence[str] = ()) -> Kernels:
+    """A variant's kernels, compiled with these flags in a folder where they may lie already."""
+    path = folder / build.file_name(variant(name), flags)
+    return Kernels(variant(name), path if path.is_file() else build.build(variant(name), folder, flags))
+
+
+def main(name: str, cases: str, seed: str, *more: str) -> None:
+    *options, folder = more
+    library = built(name, Path(folder), SANITIZE if "--sanitize" in options else ())
     worst = dict[str, float]()
     for case in Fuzz(library, int(seed)).cases(int(cases)):
         kind = case.what.split()[0]
         worst[kind] = max(worst.get(kind, 0), case.check(library.dtype))
-    print(name, cases, "cases;", ", ".join(f"{kind} {far:.1e}" for kind, far in worst.items()))
+    print(name, cases, "cases, furthest from the twin:", ", ".join(f"{kind} {far:.1e}" for kind, far in worst.items()))
 
 
 if __name__ == "__main__":

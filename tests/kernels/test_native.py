@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzz import Fuzz, variant
+from fuzz import Fuzz, built, variant
 
 from safelight import kernels
 from safelight.kernels import build, choice, twins
 from safelight.kernels.native import Kernels
 
-CASES = int(os.environ.get("SAFELIGHT_FUZZ_CASES", "400"))
+CASES = 60  # of each variant; `python bench/fuzz_kernels.py` is for thousands
 runs_here = pytest.mark.skipif(
     build.compiler() is None or not {"avx2", "fma"} <= build.cpu_features(),
     reason="no C compiler, or no CPU with AVX2: there the twins compute, which have tests of their own",
@@ -34,7 +34,7 @@ def library(folder):
 
     def get(name: str) -> Kernels:
         if name not in known:
-            known[name] = Kernels(variant(name), build.build(variant(name), folder))
+            known[name] = built(name, folder, ["-O1"] if "emulated" in name else [])  # else it compiles for long
         return known[name]
 
     return get
@@ -60,40 +60,34 @@ def test_kernels_agree_with_their_twins_on_random_arguments(name, library):
         case.check(k.dtype)
 
 
-@pytest.mark.parametrize("name", ["avx2", "emulated_avx512_bf16"])
-def test_random_arguments_touch_no_foreign_memory(name, tmp_path):
-    sanitize = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """Run a Python program under AddressSanitizer and UBSan; its last argument is a folder for its library."""
     runtime = subprocess.run([*build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     if not Path(runtime.stdout.strip()).is_file():
         pytest.skip("the compiler has no AddressSanitizer")
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("fuzz.py"), name, str(CASES // 8), "2", tmp_path, *sanitize],
-        env=os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
-        capture_output=True,
-        text=True,
+    folder = tmp_path_factory.mktemp("sanitized")
+    env = os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    return lambda *program: subprocess.run(
+        [sys.executable, *map(str, program), str(folder)], env=env, capture_output=True, text=True
     )
+
+
+def test_random_arguments_touch_no_foreign_memory(sanitized):
+    run = sanitized(Path(__file__).with_name("fuzz.py"), "avx2", CASES, 2, "--sanitize")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_the_sanitizer_sees_what_it_is_for(tmp_path):
+def test_the_sanitizer_sees_what_it_is_for(sanitized):
     """A kernel that is told of one pixel too many reads beyond its input: the run above must be able to fail."""
-    runtime = subprocess.run([*build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
-    if not Path(runtime.stdout.strip()).is_file():
-        pytest.skip("the compiler has no AddressSanitizer")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import torch; from pathlib import Path; from fuzz import Kernels, build, variant\n"
-        "v = variant('avx2'); flags = ('-fsanitize=address', '-g', '-O1')\n"
-        "k = Kernels(v, build.build(v, Path(sys.argv[2]), flags))\n"
+        "import torch; from pathlib import Path; from fuzz import SANITIZE, Kernels, built\n"
+        "k = built('avx2', Path(sys.argv[2]), SANITIZE)\n"
         "x = torch.zeros(1, 100_000); y = torch.zeros(1, 200_000)\n"
         "k._run('group_norm', x, None, None, y, 1, 12_501, 8, 1, 1e-5, False)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program, Path(__file__).parent, tmp_path],
-        env=os.environ | {"LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
-        capture_output=True,
-        text=True,
-    )
+    run = sanitized("-c", program, Path(__file__).parent)
     assert run.returncode != 0
     assert "heap-buffer-overflow" in run.stderr
 
@@ -186,19 +180,52 @@ def test_without_fast_the_twins_compute():
 def test_the_switch_turns_them_off(monkeypatch):
     monkeypatch.setenv(choice.SWITCH, "off")
     assert choice.kernels_for(torch.float32) is None
-    assert set(choice.report().values()) == {"torch, since SAFELIGHT_KERNELS=off"}
+    assert {path for paths in choice.report().values() for path in paths.values()} == {"torch: SAFELIGHT_KERNELS=off"}
 
 
-def test_without_a_compiler_torch_computes(monkeypatch, tmp_path):
-    monkeypatch.setenv("CC", "no-such-compiler")
+@pytest.fixture
+def afresh(monkeypatch, tmp_path):
+    """As on a machine where no library has been built; its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path)
+    monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path / "none")
     choice._load.cache_clear()
-    try:
-        assert choice.kernels_for(torch.float32) is None
-        assert choice.report()["float32"] == "torch, since there is no C compiler"
-    finally:
-        choice._load.cache_clear()
+    yield tmp_path
+    choice._load.cache_clear()
+
+
+def broken_compiler(folder):
+    """Writes half a library, and fails."""
+    path = folder / "broken-cc"
+    path.write_text('#!/bin/sh\necho half > "$PWD/attention.o"\necho "no such instruction" >&2\nexit 1\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("compiler", ["none", "broken", "nowhere to write"])
+def test_where_no_library_can_be_made_torch_computes_and_the_report_says_why(compiler, afresh, monkeypatch):
+    if compiler == "nowhere to write":
+        (afresh / "safelight").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setenv("CC", "no-such-compiler" if compiler == "none" else str(broken_compiler(afresh)))
+    assert choice.kernels_for(torch.float32) is None
+    x, w = torch.randn(1, 16, 32, 32), torch.randn(16, 16, 3, 3)
+    assert torch.equal(kernels.conv3x3(x, w, fast=True), twins.conv3x3(x, w))
+    why = {"none": "there is no C compiler", "broken": "no such instruction", "nowhere to write": "safelight"}[compiler]
+    assert why in choice.report()["float32"]["conv3x3"]
+    assert not [*afresh.rglob("*.so")] and not [*afresh.rglob("*.o")]
+
+
+def test_two_processes_may_build_at_once(tmp_path):
+    """Each compiles in a folder of its own, and renames: whoever is last puts the same library there."""
+    program = "import sys; from pathlib import Path; from safelight.kernels import build\n" \
+              "print(build.build(build.VARIANTS[-1], Path(sys.argv[1]), ['-O0']))"  # fmt: skip
+    command = [sys.executable, "-c", program, tmp_path]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate()[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0, 0]
+    assert paths == {str(path) for path in tmp_path.iterdir()}
+    k = Kernels(build.VARIANTS[-1], Path(paths.pop()))
+    assert torch.isfinite(k.group_norm(torch.randn(1, 16, 4, 4), 4, None, None, 1e-5)).all()
 
 
 def test_libraries_are_built_once_and_renewed_with_their_sources(monkeypatch, tmp_path):
@@ -215,3 +242,44 @@ def test_libraries_are_built_once_and_renewed_with_their_sources(monkeypatch, tm
         (changed / file.name).write_bytes(file.read_bytes() + b"\n")
     monkeypatch.setattr(build, "SOURCES", changed)
     assert build.find(v) is None
+
+
+AVX2 = {"avx2", "fma"}
+WIDE = AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+
+
+@pytest.mark.parametrize(
+    ("features", "names"),
+    [
+        (set(), []),
+        ({"avx2"}, []),
+        (AVX2, ["avx2_bf16", "avx2"]),
+        (AVX2 | {"avx512f"}, ["avx2"]),  # AVX-512 without all that the wide kernels need; torch's bfloat16 is wider
+        (WIDE, ["avx512", "avx2"]),
+        (WIDE | {"avx512_bf16"}, ["avx512_bf16", "avx512", "avx2"]),
+        (WIDE | {"avx512_bf16", "amx_bf16"}, ["avx512", "avx2"]),  # torch multiplies bfloat16 by AMX
+    ],
+)
+def test_only_what_the_cpu_has_is_chosen(features, names, monkeypatch):
+    monkeypatch.setattr(build, "cpu_features", lambda: frozenset(features))
+    assert [v.name for v in build.supported()] == names
+
+
+@pytest.mark.parametrize("name", [v.name for v in build.VARIANTS])
+def test_every_variant_compiles(name, tmp_path):
+    """Those that this CPU cannot run as well: they are shipped in wheels. Loading one runs none of its code."""
+    library = Kernels(variant(name), build.build(variant(name), tmp_path, ["-O0"]))
+    assert set(library._calls) == {"attention", "conv3x3", "group_norm", "linear"}
+
+
+def test_small_calls_go_to_torch(monkeypatch, avx2):
+    """Where the C kernels are the slower: no weights are transformed for a few tiles."""
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
+    w = torch.randn(16, 16, 3, 3)
+    for side, native in ((8, False), (16, True)):
+        x = torch.randn(1, 16, side, side)
+        ours, theirs = kernels.conv3x3(x, w, fast=True), twins.conv3x3(x, w)
+        assert torch.equal(ours, theirs) is not native
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not choice.pays(avx2, "linear", 10_000)
+    assert choice.pays(avx2, "attention", 4096, head=40) and not choice.pays(avx2, "attention", 4096, head=80)

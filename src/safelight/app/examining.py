@@ -29,7 +29,7 @@ def examine() -> dict[str, Any]:
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "bfloat16 on this CPU": "native" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated, slower",
-        **{f"kernels, {dtype}": what for dtype, what in report().items()},
+        **{f"{name}, {dtype}": path for dtype, paths in report().items() for name, path in paths.items()},
         "model cache": constants.HF_HUB_CACHE.replace(home, "~"),
         "free space": f"{shutil.disk_usage(home).free / 1e9:.0f} GB",
     }

@@ -12,6 +12,8 @@ rounding: relative to torch by about 1e-6 of the norm for each operation in floa
 arguments, or a gradient is wanted, or torch is as fast, the twins compute as well: no call fails for want of a kernel.
 """
 
+from math import ceil
+
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +32,8 @@ def attention(
     position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, of two dimensions or
     more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
     """
-    plain = fast and not causal and mask is None
-    if plain and (c := kernels_for(q.dtype)) and c.takes_attention(q, k, v) and pays(c, "attention", q.shape[-1]):
+    c = kernels_for(q.dtype) if fast and not causal and mask is None else None
+    if c and c.takes_attention(q, k, v) and pays(c, "attention", *q.shape[-2:]):
         return c.attention(q, k, v)
     return twins.attention(q, k, v, causal=causal, mask=mask)
 
@@ -51,7 +53,8 @@ def group_norm(
     x is (B, C, ...) with C divisible by `groups`; weight and bias are (C,). Mean and variance are taken in float32
     whatever x's dtype is; the result has x's shape and dtype.
     """
-    if fast and (c := kernels_for(x.dtype)) and c.takes_group_norm(x, groups, weight, bias):
+    c = kernels_for(x.dtype) if fast else None
+    if c and c.takes_group_norm(x, groups, weight, bias) and pays(c, "group_norm", x.numel()):
         return c.group_norm(x, groups, weight, bias, eps, silu=silu)
     return twins.group_norm(x, groups, weight, bias, eps, silu=silu)
 
@@ -74,7 +77,8 @@ def conv3x3(
     and weight has C + C2 of them then; with `up`, H and W are doubled first, by nearest neighbour. To the result,
     (B, C', H, W), `shift` (B or 1, C') is added for each picture, and `residual`, of its shape; then SiLU if `silu`.
     """
-    if fast and (c := kernels_for(x.dtype)) and c.takes_conv3x3(x, weight, bias, beside, shift, residual):
+    c = kernels_for(x.dtype) if fast else None
+    if c and c.takes_conv3x3(x, weight, bias, beside, shift, residual) and pays(c, "conv3x3", tiles(x, up)):
         return c.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
     return twins.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
 
@@ -83,29 +87,42 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None, fast: bool = False
 ) -> Tensor:
     """x·weightᵀ + bias + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N)."""
-    if fast and (c := kernels_for(x.dtype)) and c.takes_linear(x, weight, bias, residual) and pays(c, "linear"):
+    c = kernels_for(x.dtype) if fast else None
+    if c and c.takes_linear(x, weight, bias, residual) and pays(c, "linear", rows(x)):
         return c.linear(x, weight, bias, residual=residual)
     return twins.linear(x, weight, bias, residual=residual)
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fast: bool = False) -> Tensor:
     """a·gelu(b), where (a, b) = x·weightᵀ + bias (Shazeer 2020, arXiv 2002.05202): weight (2N, K) -> (..., N)."""
-    if fast and (c := kernels_for(x.dtype)) and c.takes_linear(x, weight, bias):
+    c = kernels_for(x.dtype) if fast else None
+    if c and c.takes_linear(x, weight, bias) and pays(c, "geglu", rows(x)):
         return c.linear(x, weight, bias, gate=True)
     return twins.geglu(x, weight, bias)
+
+
+def tiles(x: Tensor, up: bool) -> int:
+    """How many 4x4 pixels a convolution of x (B, C, H, W) gives: what its C kernel computes at a time."""
+    batch, _, height, width = x.shape
+    return batch * ceil((height << up) / 4) * ceil((width << up) / 4)
+
+
+def rows(x: Tensor) -> int:
+    """How many vectors x (..., K) holds."""
+    return x.numel() // x.shape[-1]
 
 
 def prepare(network: nn.Module, *, fast: bool = True) -> bool:
     """Let a network's parts use the C kernels where this machine has them for its dtype; tell whether it has.
 
-    Nothing is packed, copied or freed: the kernels read the plain weights, so a prepared network is saved, moved and
-    trained as before, and `fast` False undoes it. Other convolutions are laid out channels-last, as what they meet is.
+    The kernels read the weights themselves, so a prepared network is saved, moved and trained as before, and with
+    `fast` False computes in torch again. Convolutions are laid out channels-last in memory, for the kernels and torch.
     """
     parameter = next(network.parameters())
     fast = fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None
     for part in network.modules():
         if hasattr(part, "fast"):
             part.fast = fast  # type: ignore[assignment]  # torch types attributes as tensors or modules
-        elif fast and isinstance(part, nn.Conv2d):
+        if fast and isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fast

@@ -26,13 +26,17 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compile every kernel: `lanes` floats in a vector, `dtype` of the tensors, CPU features it needs."""
+    """One way to compile every kernel: `lanes` floats in a vector, `dtype` of the tensors, CPU features it needs.
+
+    With one of the features `unless`, torch has instructions of its own for this dtype, and has not been shown slower.
+    """
 
     name: str
     lanes: int
     dtype: str
     features: frozenset[str]
     flags: tuple[str, ...]
+    unless: frozenset[str] = frozenset()
 
     @property
     def definitions(self) -> tuple[str, ...]:
@@ -41,10 +45,11 @@ class Variant:
 
 
 WIDE = frozenset({"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"})
+AMX = frozenset({"amx_bf16"})
 VARIANTS = (
-    Variant("avx512_bf16", 16, "bfloat16", WIDE | {"avx512_bf16"}, (*AVX512, "-mavx512bf16", "-DPAIRS")),
+    Variant("avx512_bf16", 16, "bfloat16", WIDE | {"avx512_bf16"}, (*AVX512, "-mavx512bf16", "-DPAIRS"), AMX),
     Variant("avx512", 16, "float32", WIDE, AVX512),
-    Variant("avx2_bf16", 8, "bfloat16", frozenset({"avx2", "fma"}), AVX2),
+    Variant("avx2_bf16", 8, "bfloat16", frozenset({"avx2", "fma"}), AVX2, frozenset({"avx512f"})),
     Variant("avx2", 8, "float32", frozenset({"avx2", "fma"}), AVX2),
 )
 # The code of the wide variants, with their instructions spelled out: slow, for tests on machines that lack them.
@@ -55,9 +60,9 @@ EMULATED = (
 
 
 def supported() -> tuple[Variant, ...]:
-    """The variants that this machine can run, best first for each dtype."""
+    """The variants to run on this machine, best first for each dtype."""
     features = cpu_features()
-    return tuple(v for v in VARIANTS if v.features <= features)
+    return tuple(v for v in VARIANTS if v.features <= features and not v.unless & features)
 
 
 def cpu_features() -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Which kernels there are on this machine: found, built or missing, and told in words."""
+"""Which kernels there are on this machine: found, built or missing, where they pay, and both told in words."""
 
 import logging
 import os
@@ -12,70 +12,94 @@ from safelight.kernels import build
 from safelight.kernels.native import Kernels
 
 SWITCH = "SAFELIGHT_KERNELS"  # "off": torch everywhere
-OPERATIONS = ("conv3x3", "group_norm", "attention", "geglu", "linear")
+OFF = f"{SWITCH}=off"
+DTYPES = (torch.float32, torch.bfloat16)
 log = logging.getLogger(__name__)
 _one_at_a_time = Lock()
+
+# What a call must have at least so that C is the faster, as `bench/kernels.py` shows on a CPU with AVX2.
+LEAST = {
+    "conv3x3": (12, "tiles of 4x4 pixels"),  # the weights are transformed at every call, whatever the picture's size
+    "group_norm": (8192, "values"),
+    "attention": (256, "queries"),
+    "geglu": (32, "rows"),
+}
+LEAST_EMULATED = {"conv3x3": 1, "geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
+NARROW = 64  # the widest head whose attention pays in float32
 
 
 def kernels_for(dtype: torch.dtype) -> Kernels | None:
     """The C kernels for tensors of a dtype on this CPU, or None: then torch computes."""
-    if dtype not in (torch.float32, torch.bfloat16) or os.environ.get(SWITCH, "").lower() == "off":
-        return None
+    found = _found(dtype)
+    return found if isinstance(found, Kernels) else None
+
+
+def pays(kernels: Kernels, operation: str, size: int, head: int = 0) -> bool:
+    """Whether a C kernel is worth its call instead of torch's; `size` is counted in the units of `LEAST`.
+
+    torch's float32 products are as fast on AVX2, so a plain linear layer is left to torch, and attention unless its
+    heads are narrow.
+    """
+    least = _least(kernels, operation)
+    return least is not None and size >= least and head <= (_widest(kernels, operation) or head)
+
+
+def _least(kernels: Kernels, operation: str) -> int | None:
+    usual = LEAST[operation][0] if operation in LEAST else None
+    return LEAST_EMULATED.get(operation, usual) if kernels.variant.name == "avx2_bf16" else usual
+
+
+def _widest(kernels: Kernels, operation: str) -> int | None:
+    return NARROW if operation == "attention" and kernels.dtype == torch.float32 else None
+
+
+def _found(dtype: torch.dtype) -> Kernels | str:
+    """The kernels for a dtype, or why there are none."""
+    if os.environ.get(SWITCH, "").lower() == "off":
+        return OFF
     with _one_at_a_time:
         return _load(dtype)
 
 
 @cache
-def _load(dtype: torch.dtype) -> Kernels | None:
+def _load(dtype: torch.dtype) -> Kernels | str:
     name = str(dtype).removeprefix("torch.")
     variant = next((v for v in build.supported() if v.dtype == name), None)
     if variant is None:
-        return None
+        return "there are none for this CPU" if dtype in DTYPES else f"there are none for {name}"
     try:
         path = build.find(variant)
         if path is None:
             log.info("compiling the kernels %s into %s, once", variant.name, build.cache_folder())
             path = build.build(variant, build.cache_folder())
         return Kernels(variant, path)
-    except (OSError, AttributeError, subprocess.CalledProcessError) as error:
-        log.info("torch computes, since the kernels %s are missing: %s", variant.name, reason(error))
-        return None
+    except (OSError, RuntimeError, AttributeError, subprocess.CalledProcessError) as error:
+        log.info("torch computes, since the kernels %s are missing: %s", variant.name, _told(error))
+        return _told(error).splitlines()[0]
 
 
-def reason(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """What went wrong, with the compiler's own words where it spoke."""
-    return f"{error}\n{error.stderr}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the C compiler failed: {error.stderr.strip() or error}"
+    return str(error)
 
 
-NARROW = 64  # the widest head whose attention pays in float32
+def report() -> dict[str, dict[str, str]]:
+    """For each dtype that networks run in, what computes each operation on this CPU, and why, in words."""
+    return {str(dtype).removeprefix("torch."): _paths(_found(dtype)) for dtype in DTYPES}
 
 
-def pays(kernels: Kernels, operation: str, head: int = 0) -> bool:
-    """Whether a C kernel is worth its call instead of torch's, as measured by `bench/kernels.py`.
-
-    torch's float32 products are as fast on AVX2, so there attention is worth it for narrow heads alone, and a plain
-    linear layer never. In bfloat16 torch is far behind without the CPU's help, and with AVX-512 a prototype of these
-    kernels was ahead throughout.
-    """
-    if kernels.dtype != torch.float32:
-        return True
-    return head <= NARROW if operation == "attention" else operation != "linear"
+def _paths(found: Kernels | str) -> dict[str, str]:
+    return {operation: _path(found, operation) for operation in (*LEAST, "linear")}
 
 
-def report() -> dict[str, str]:
-    """What computes each operation on this machine's CPU, for each dtype of a network, in words."""
-    return {str(d).removeprefix("torch."): _words(kernels_for(d)) for d in (torch.float32, torch.bfloat16)}
-
-
-def _words(kernels: Kernels | None) -> str:
-    if kernels is not None:
-        fast = [name for name in OPERATIONS if pays(kernels, name)]
-        slow = [name for name in OPERATIONS if not pays(kernels, name)]
-        narrow = f" (heads to {NARROW})" if not pays(kernels, "attention", NARROW + 1) else ""
-        words = f"C, {kernels.variant.name}: {', '.join(fast)}".replace("attention", "attention" + narrow)
-        return words + (f"; torch: {', '.join(slow)}" if slow else "")
-    if os.environ.get(SWITCH, "").lower() == "off":
-        return f"torch, since {SWITCH}=off"
-    if not build.supported():
-        return "torch, since there are no kernels for this CPU"
-    return "torch, since there is no C compiler" if build.compiler() is None else "torch, since compiling failed"
+def _path(found: Kernels | str, operation: str) -> str:
+    if isinstance(found, str):
+        return f"torch: {found}"
+    least, widest = _least(found, operation), _widest(found, operation)
+    if least is None:
+        return "torch: as fast"
+    unit = LEAST[operation][1] if operation in LEAST else "rows"
+    slow = [f"fewer than {least} {unit}"] * (least > 1) + [f"heads wider than {widest}"] * (widest is not None)
+    return f"C ({found.variant.name})" + (f"; torch for {' and '.join(slow)}, where it is faster" if slow else "")

@@ -106,7 +106,7 @@ class Kernels:
         silu: bool = False,
     ) -> Tensor:
         """As `kernels.conv3x3`; the result is channels-last."""
-        x, weight = channels_last(x), weight.contiguous()
+        x, weight = channels_last(x), channels_last(weight)
         beside = None if beside is None else channels_last(beside)
         batch, c1, height, width = x.shape
         co, ci, height, width = *weight.shape[:2], height << up, width << up

@@ -31,7 +31,7 @@ enum { TAPS = 36, KC = 128, PAD = 48 }; /* PAD words keep taps from falling on t
 
 typedef struct {
     const elem *x1, *x2;     /* inputs (batch, h, w, c1) and (batch, h, w, ci - c1): read as if joined by channels */
-    const elem *weight;      /* (co, ci, 3, 3) */
+    const elem *weight;      /* (co, 3, 3, ci) */
     const float *bias;       /* (co), or (batch, co) with bias_step = co; may be NULL */
     const elem *residual;    /* like y, added before the activation; may be NULL */
     elem *y;                 /* (batch, h, w, co) */
@@ -110,15 +110,17 @@ static void transform_input(const Conv *c, long tile, word *v, long tap, long bl
 
 /* Weights of PANEL output channels from `co` on, and n input channels from `ci` on -> U [36][KC][PANEL]. */
 static void transform_weights(const Conv *c, long co, long ci, long n, word *u) {
-    float plain[9 * LANES * PANEL]; /* [LANES channels x 9][PANEL] */
+    float plain[9 * LANES * PANEL]; /* [9][LANES channels][PANEL] */
     for (long k = 0; k < n; k += LANES) {
         const elem *rows[PANEL];
-        for (int j = 0; j < PANEL; j++) rows[j] = c->weight + ((co + j) * c->ci + ci + k) * 9;
-        pack_panel(rows, 9 * LANES, plain);
+        for (long t = 0; t < 9; t++) {
+            for (int j = 0; j < PANEL; j++) rows[j] = c->weight + ((co + j) * 9 + t) * c->ci + ci + k;
+            pack_panel(rows, LANES, plain + t * LANES * PANEL);
+        }
         for (int i = 0; i < LANES; i++) for (int half = 0; half < PANEL; half += LANES) {
             vf columns[6][3], g[3], o[6];
             UNROLL for (int x = 0; x < 3; x++) {
-                UNROLL for (int y = 0; y < 3; y++) g[y] = loadf(plain + (i * 9 + y * 3 + x) * PANEL + half);
+                UNROLL for (int y = 0; y < 3; y++) g[y] = loadf(plain + ((y * 3 + x) * LANES + i) * PANEL + half);
                 weight_points(g, o);
                 UNROLL for (int y = 0; y < 6; y++) columns[y][x] = o[y];
             }
