@@ -1,4 +1,4 @@
-"""`safelight train diffusion | autoencoder | classifier | average`; and `safelight plot run`.
+"""`safelight train diffusion | autoencoder | decoder | classifier | average`; and `safelight plot run`.
 
 The options of a training are the fields of its recipe. Nothing heavy is imported before a command runs.
 """
@@ -22,6 +22,7 @@ from safelight.training.evaluation.classifier_config import ClassifierRecipe
 from safelight.training.loop.recipes import (
     AutoencoderRecipe,
     DataConfig,
+    DecoderRecipe,
     DiffusionRecipe,
     read_run,
     recipe_for,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from safelight.training.loop.train import Row
 
 RECIPES: dict[str, Any] = {
-    "diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe, "classifier": ClassifierRecipe,
+    "diffusion": DiffusionRecipe, "autoencoder": AutoencoderRecipe, "decoder": DecoderRecipe,
+    "classifier": ClassifierRecipe,
 }  # fmt: skip
 
 RunOption = Annotated[
@@ -80,6 +82,7 @@ def training_command(stage: str) -> Callable[..., Any]:
     what = {
         "autoencoder": "the first stage, an autoencoder",
         "diffusion": "the second stage, a diffusion model",
+        "decoder": "a tiny decoder, to draw with in place of a model's own where time matters most",
         "classifier": "a classifier, for `safelight evaluate` to judge by whether pictures show what was asked for",
     }
     command.__doc__ = (
@@ -94,6 +97,8 @@ def training_command(stage: str) -> Callable[..., Any]:
 def as_option(name: str, field: FieldInfo) -> Parameter:
     """A recipe's field as a Typer parameter. Several numbers are one word: 1,2,4. Several texts repeat the option."""
     kind, default, words = field.annotation, field.default, field.description
+    if field.is_required():  # which the recipe says, after it has looked at the run
+        kind, default = kind | None, None  # type: ignore[operator]
     if name == "data":
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None,
                          annotation=Annotated[str | None, typer.Argument(help=words)])  # fmt: skip
@@ -139,6 +144,10 @@ def assembled(stage: str, recipe: Any, run: Path, device: Any) -> Any:
         from safelight.training.evaluation.classifier import assemble_classifier
 
         return assemble_classifier(recipe, run, device)
+    if stage == "decoder":
+        from safelight.training.loop.decoders import assemble_decoder
+
+        return assemble_decoder(recipe, run, device)
     if stage == "diffusion":
         return assembly.assemble_diffusion(recipe, run, device)
     with bar(recipe.features_steps, True, "features, step") as watch:

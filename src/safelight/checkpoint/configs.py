@@ -14,6 +14,7 @@ from safelight.checkpoint.files import read_json
 from safelight.errors import CheckpointError, SafelightError, nearest
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig
+from safelight.models.tiny_decoder import TinyDecoderConfig
 from safelight.models.unet_config import UNetConfig
 
 Config = dict[str, Any]
@@ -29,6 +30,7 @@ PIPELINES = {
 UNETS = {"UNet2DConditionModel", "UNet2DModel"}
 AUTOENCODERS = {"AutoencoderKL", "VQModel"}
 TEXT_ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+DECODERS = {"TinyDecoder", "AutoencoderTiny"}
 CONDITIONERS = {"ClassEmbedder", "LayoutEmbedder", "MapEmbedder"}
 TOKENIZERS = {"CLIPTokenizer", "CLIPTokenizerFast"}
 SCHEDULERS = {f"{name}Scheduler" for name in (
@@ -41,7 +43,8 @@ PARTS = {"unet": UNETS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "text_encode
          "low_res_scheduler": SCHEDULERS}  # fmt: skip
 STRANGERS = {"StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux",
              "ControlNet": "a ControlNet pipeline", "Kandinsky": "Kandinsky", "PixArt": "PixArt"}  # fmt: skip
-LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers"}
+LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers", "num_blocks",
+          "num_decoder_blocks"}  # fmt: skip
 
 
 def model_index(folder: Path) -> Config:
@@ -126,7 +129,7 @@ SIZES = LAYERS | {
     "in_channels", "out_channels", "block_out_channels", "cross_attention_dim", "attention_head_dim", "latent_channels",
     "norm_num_groups", "num_class_embeds", "projection_class_embeddings_input_dim", "time_embedding_dim", "vocab_size",
     "num_vq_embeddings", "vq_embed_dim", "hidden_size", "intermediate_size", "num_attention_heads", "projection_dim",
-    "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies",
+    "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies", "decoder_block_out_channels",
 }  # fmt: skip
 
 
@@ -170,6 +173,11 @@ def text_encoder(folder: Path) -> TextConfig:
 def conditioner(folder: Path) -> Config:
     """Read the config of a folder's conditioner: what tells its U-Net of a class, a layout or a map."""
     return read_config(folder, CONDITIONERS)[1]
+
+
+def decoder(folder: Path) -> TinyDecoderConfig:
+    """Read the config of a tiny decoder, ours or diffusers' AutoencoderTiny."""
+    return _read(folder, DECODERS, TinyDecoderConfig.from_json)
 
 
 def class_names(index: Config, path: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import Conditioner, make_conditioner
+from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
@@ -96,6 +97,16 @@ def plan_conditioner(folder: Path, variant: str | None = None) -> Plan[Condition
         network = on_meta(lambda: make_conditioner(config))
     file = open_weights(folder, variant)
     return Plan(network, file, identity(network.state_dict()))
+
+
+def plan_decoder(folder: Path, variant: str | None = None) -> Plan[TinyDecoder]:
+    """Plan the tiny decoder of a folder, ours or diffusers' AutoencoderTiny, whose encoder stays there."""
+    config = configs.decoder(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: TinyDecoder(config))
+    file = open_weights(folder, variant)
+    return Plan(network, file.under("decoder.") if "decoder.layers.0.weight" in file else file,
+                identity(network.state_dict()))  # fmt: skip
 
 
 def is_model_folder(path: Path) -> bool:

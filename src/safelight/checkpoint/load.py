@@ -12,6 +12,7 @@ from safelight.checkpoint.folders import (
     is_model_folder,
     load_folder,
     plan_autoencoder,
+    plan_decoder,
     plan_text_encoder,
     plan_unet,
     weights,
@@ -22,9 +23,10 @@ from safelight.errors import CheckpointError, InputError, nearest
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.presets import SD2_BASE, SD2_V
+from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 
-__all__ = ["Parts", "load_autoencoder", "load_parts", "load_text_encoder", "load_unet"]
+__all__ = ["Parts", "load_autoencoder", "load_decoder", "load_parts", "load_text_encoder", "load_unet"]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DEFAULT = "default"  # the name of the model that ships with the package
@@ -170,6 +172,27 @@ def load_autoencoder(
     if path.is_file():
         return load_autoencoder_file(path, **options)
     return plan_autoencoder(_inner(path, "vae" if (path / "vae").is_dir() else "vqvae"), variant).fill(**options)
+
+
+def load_decoder(name: str | Path, *, local_files_only: bool = False, **options: Any) -> TinyDecoder:
+    """Load a tiny decoder: the folder that `safelight train decoder` wrote, or diffusers' AutoencoderTiny, here or on
+    the hub. `options`: device, dtype, check_finite.
+    """
+    return plan_decoder(_decoder_folder(name, local_files_only)).fill(**options)
+
+
+def decoder_weights(name: str | Path) -> dict[str, Path]:
+    """The files of a tiny decoder that `load_decoder` has found before, by their names."""
+    folder = _decoder_folder(name, True)
+    return {f"decoder: {name}": file for name, file in weights(folder, [open_weights(folder)]).items()}
+
+
+def _decoder_folder(name: str | Path, local_files_only: bool) -> Path:
+    path = locate(name, local_files_only=local_files_only)
+    if not path.is_dir() or is_model_folder(path):
+        remedy = "name the folder that `safelight train decoder` wrote, RUN/model"
+        raise CheckpointError("is no folder of a tiny decoder", path=path, remedy=remedy)
+    return path
 
 
 def autoencoder_weights(name: str | Path, *, variant: str | None = None) -> dict[str, Path]:

@@ -28,6 +28,7 @@ from safelight.checkpoint.writing import (
 from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.conditioners import config_of
+from safelight.models.tiny_decoder import TinyDecoder
 
 PIPELINES = {
     "-inpaint": "StableDiffusionInpaintPipeline",
@@ -69,9 +70,18 @@ def save_autoencoder(autoencoder: Autoencoder, path: str | Path, **options: Any)
     diffusers loads it as the class that the config names, `load_autoencoder` here. Raises CheckpointError where `path`
     holds anything but such a folder and its card.
     """
-    with replacing_folder(Path(path), is_ours=_is_network_folder) as folder:
-        write_json(folder / "config.json", autoencoder.config.to_diffusers())
-        write_weights(folder, "diffusion_pytorch_model", outgoing(autoencoder.state_dict()), **options)
+    _save_network(autoencoder, autoencoder.config.to_diffusers(), Path(path), **options)
+
+
+def save_decoder(decoder: TinyDecoder, path: str | Path, **options: Any) -> None:
+    """Write a tiny decoder as the folder of one network, as `save_autoencoder` does."""
+    _save_network(decoder, decoder.config.to_json(), Path(path), **options)
+
+
+def _save_network(network: nn.Module, config: Mapping[str, Any], path: Path, **options: Any) -> None:
+    with replacing_folder(path, is_ours=_is_network_folder) as folder:
+        write_json(folder / "config.json", config)
+        write_weights(folder, "diffusion_pytorch_model", outgoing(network.state_dict()), **options)
 
 
 def _is_network_folder(path: Path) -> bool:

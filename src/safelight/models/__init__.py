@@ -10,6 +10,7 @@ once            what many parts read, computed once
 autoencoder     Autoencoder: pictures to latents and back (its shape: autoencoder_config)
 bottleneck      what is between encoder and decoder, KL or VQ: Posterior, VectorQuantizer, the scale of latents
 tiling          large pictures in overlapping tiles
+tiny_decoder    TinyDecoder: latents to pictures nearly as the autoencoder's own decoder, for a fraction of the work
 strips          large pictures decoded in strips: the whole's numbers in less memory
 clip            TextEncoder: token ids to embeddings
 conditioners    a class, a layout or a map of classes to what a U-Net sees

@@ -16,6 +16,7 @@ from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import ClassEmbedder, Conditioner, LayoutEmbedder, MapEmbedder
+from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 from safelight.text.prompt import encode_prompt
 from safelight.text.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class LatentDiffusion:
         text_encoder: turns token ids into the context of cross-attention; None for models without text.
         tokenizer: turns words into token ids; None for models without text.
         conditioner: tells the U-Net of a class, a layout or a map of classes; None for other models.
+        decoder: a tiny one that tasks and previews use in place of the autoencoder's own; None for most models.
         classes: the names of the classes, where they are known.
         low_res_schedule: the noise that an upscaler was told of on its small pictures; None for other models.
         family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
@@ -48,6 +50,7 @@ class LatentDiffusion:
     text_encoder: TextEncoder | None = None
     tokenizer: Tokenizer | None = None
     conditioner: Conditioner | None = None
+    decoder: TinyDecoder | None = None
     classes: tuple[str, ...] = ()
     low_res_schedule: NoiseSchedule | None = None
     family: str = "custom"
@@ -165,7 +168,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the parts to a device and precision. The networks move in place (two copies could be too many)."""
-        for part in (self.unet, self.autoencoder, self.text_encoder, self.conditioner):
+        for part in (self.unet, self.autoencoder, self.text_encoder, self.conditioner, self.decoder):
             if part is not None:
                 part.to(device=device, dtype=dtype)
         return self

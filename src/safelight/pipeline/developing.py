@@ -18,6 +18,8 @@ from safelight.diffusion.guidance import blending
 from safelight.diffusion.noise import NoiseSource, Origin, make_noise, origins
 from safelight.diffusion.samplers import Denoise, Edit, find, sample
 from safelight.errors import InputError, NonFiniteError
+from safelight.models.autoencoder import Autoencoder
+from safelight.models.tiny_decoder import TinyDecoder
 from safelight.pipeline.bundle import LatentDiffusion, wrong_task
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
@@ -207,22 +209,30 @@ def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tenso
 
 
 def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor:
-    """The picture (1, 3, H, W), float32, on the CPU. If it is not finite, decode again in float32 before giving up.
+    """The picture (1, 3, H, W), float32, on the CPU: by the model's tiny decoder, if it has one.
+
+    If it is not finite, decode again in float32 before giving up.
 
     Raises:
         NonFiniteError: when the latent or the float32 picture holds NaN or infinity: never a black picture.
     """
-    autoencoder = model.autoencoder
+    network = model.autoencoder if model.decoder is None else model.decoder
     if not latent.isfinite().all():
         raise NonFiniteError("sampling gave NaN or infinity", remedy="load the model with dtype=torch.float32")
     with torch.no_grad():
-        side, strips = _parts([autoencoder.config.factor * n for n in latent.shape[-2:]], tile)
-        picture = autoencoder.decode(latent.to(model.device), tile=side, strips=strips)
-        if not picture.isfinite().all() and autoencoder.dtype != torch.float32:
-            picture = deepcopy(autoencoder).float().decode(latent.to(model.device), tile=side, strips=strips)
+        picture = _decoded(network, latent.to(model.device), tile)
+        if not picture.isfinite().all() and network.dtype != torch.float32:
+            picture = _decoded(deepcopy(network).float(), latent.to(model.device), tile)
     if not picture.isfinite().all():
-        raise NonFiniteError("the autoencoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
+        raise NonFiniteError("the decoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
     return picture.cpu()
+
+
+def _decoded(network: Autoencoder | TinyDecoder, latent: Tensor, tile: str) -> Tensor:
+    if isinstance(network, TinyDecoder):  # it holds little more than the picture, however large
+        return network(latent)
+    side, strips = _parts([network.config.factor * n for n in latent.shape[-2:]], tile)
+    return network.decode(latent, tile=side, strips=strips)
 
 
 def _tile(size: Sequence[int], tile: str) -> int | None:

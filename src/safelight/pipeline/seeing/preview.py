@@ -68,7 +68,12 @@ def approximate(latent: Tensor, table: Table) -> Tensor:
 
 
 def previewer(model: LatentDiffusion) -> Callable[[Tensor], list[Image.Image]]:
-    """What turns scaled latents (B, C, h, w), such as a step's x0, into B small pictures. Fits a table if need be."""
+    """What turns scaled latents (B, C, h, w), such as a step's x0, into B pictures.
+
+    A model with a tiny decoder shows them in full size; else they are small, and a table is fitted if need be.
+    """
+    if (decoder := model.decoder) is not None:
+        return torch.no_grad()(lambda latent: [to_pil(one) for one in decoder(latent.to(model.device)).cpu()])
     table = latent_rgb(model.autoencoder)
     return lambda latent: [to_pil(one) for one in approximate(latent, table)]
 

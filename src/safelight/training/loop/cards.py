@@ -6,8 +6,10 @@ from typing import Any
 
 from safelight.checkpoint.writing import replacing
 
-TITLES = {"diffusion": "A latent diffusion model", "autoencoder": "A first stage (autoencoder)"}
-TAGS = {"diffusion": ["text-to-image", "diffusers", "latent-diffusion"], "autoencoder": ["autoencoder", "diffusers"]}
+TITLES = {"diffusion": "A latent diffusion model", "autoencoder": "A first stage (autoencoder)",
+          "decoder": "A tiny decoder"}  # fmt: skip
+TAGS = {"diffusion": ["text-to-image", "diffusers", "latent-diffusion"], "autoencoder": ["autoencoder", "diffusers"],
+        "decoder": ["decoder", "safelight"]}  # fmt: skip
 
 
 def write_card(folder: Path, stage: str, record: Mapping[str, Any]) -> None:
@@ -16,8 +18,9 @@ def write_card(folder: Path, stage: str, record: Mapping[str, Any]) -> None:
     config = record.pop("config", {})
     figures = record.pop("figures", {})
     tags = "".join(f"  - {tag}\n" for tag in TAGS[stage])
+    library = "diffusers" if "diffusers" in TAGS[stage] else "safelight"  # which can load it
     text = (
-        f"---\nlibrary_name: diffusers\ntags:\n{tags}---\n\n# {TITLES[stage]}, trained with Safelight\n\n"
+        f"---\nlibrary_name: {library}\ntags:\n{tags}---\n\n# {TITLES[stage]}, trained with Safelight\n\n"
         f"{_table('what', 'is', record)}\n"
         f"## Figures at the end\n\n{_table('figure', 'value', figures)}\n"
         f"## Options\n\n{_table('option', 'value', config)}"

@@ -130,7 +130,15 @@ class DiffusionModelConfig(_Options):
     vocabulary_size: Positive = Field(4096, description="of a new text encoder's vocabulary, trained on the captions")
 
 
-class AutoencoderModelConfig(_Options):
+class PerceptualConfig(_Options):
+    """Where the perceptual loss has its network from."""
+
+    lpips_vgg: str | None = Field(None, description="torchvision's VGG16 weights, for LPIPS")
+    lpips_heads: str | None = Field(None, description="the lpips package's linear heads, vgg.pth")
+    features: str | None = Field(None, description="stand-in features trained here, where LPIPS' files are not at hand")
+
+
+class AutoencoderModelConfig(PerceptualConfig):
     """The networks of the first stage."""
 
     init: str | None = Field(None, description="an autoencoder, or a model with one, to go on from")
@@ -143,13 +151,43 @@ class AutoencoderModelConfig(_Options):
     layers: Positive = Field(2, description="residual blocks of a level")
     latent_channels: Positive = Field(4, description="of the latent")
     codes: Positive = Field(8192, description="in the codebook of a vq autoencoder")
-    lpips_vgg: str | None = Field(None, description="torchvision's VGG16 weights, for LPIPS")
-    lpips_heads: str | None = Field(None, description="the lpips package's linear heads, vgg.pth")
-    features: str | None = Field(None, description="stand-in features trained here, where LPIPS' files are not at hand")
+
+
+class DecoderModelConfig(PerceptualConfig):
+    """The network of a tiny decoder, and whose work it is to do."""
+
+    autoencoder: str = Field(description="the first stage whose decoder it learns from: a folder, a file or a model")
+    init: str | None = Field(None, description="a tiny decoder to go on from")
+    channels: Positive = Field(32, description="of the last level, the picture's; every level's is a multiple of it")
+    multipliers: tuple[int, ...] = Field(
+        (), description="of `channels`, for each level from the picture's to the latent's; by default 1,2,2,…"
+    )
+    layers: Positive = Field(3, description="blocks of a level; the picture's own has one")
+
+
+class DecoderConfig(_Options):
+    """How a tiny decoder learns."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, as it is: not scaled by the batch")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    beta1: Share = Field(0.9, description="of AdamW")
+    beta2: Share = Field(0.99, description="of AdamW")
+    target: Literal["decoded", "picture"] = Field(
+        "decoded", description="what to give: what the autoencoder decodes, or the picture that it encoded"
+    )
+    pixel_loss: Literal["l1", "l2"] = Field("l1", description="between that and what is given")
+    perceptual_weight: float = Field(
+        0.0, ge=0, description="of LPIPS, or of stand-in features, beside the pixels; needs their files"
+    )
+    sheet_pictures: Positive = Field(8, description="pictures that a sheet shows")
 
 
 class AutoencoderRecipe(DataConfig, AutoencoderModelConfig, AutoencoderTraining, LoopConfig):
     """All of `safelight train autoencoder`."""
+
+
+class DecoderRecipe(DataConfig, DecoderModelConfig, DecoderConfig, LoopConfig):
+    """All of `safelight train decoder`."""
 
 
 class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopConfig):

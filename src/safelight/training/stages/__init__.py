@@ -10,7 +10,9 @@ adversarial      those losses one by one, as functions of tensors
 codebook         how a VQ model's codes are used, and new places for those that are not
 perceptual       LPIPS from its published files
 features_net     what stands in for it without them: a network trained on the pictures at hand
-reconstructions  its sheet
+reconstructions  its sheet, and the decoder's
+
+decoder          a tiny decoder that learns from a first stage
 
 diffusion        the second stage: its loss, a pure function, and the stage around it
 conditioning     what steers it: text, classes, layouts; pictures and maps beside the latent

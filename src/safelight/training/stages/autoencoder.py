@@ -41,7 +41,7 @@ from safelight.training.stages.adversarial import (
 from safelight.training.stages.autoencoder_config import AutoencoderTraining
 from safelight.training.stages.codebook import CodebookUse, revive
 from safelight.training.stages.noise import BatchNoise
-from safelight.training.stages.perceptual import LPIPS_NAME
+from safelight.training.stages.perceptual import figure_name
 from safelight.training.stages.reconstructions import reconstruction_sheet
 from safelight.training.stages.stage import Loss, Stage, Weights
 
@@ -170,10 +170,6 @@ class AutoencoderStage(Stage):
         """Which perceptual distance is used: for logs and cards."""
         return NO_PERCEPTUAL if self.perceptual is None else self.perceptual.name
 
-    @property
-    def _perceptual_figure(self) -> str:
-        return "lpips" if self.perceptual_name == LPIPS_NAME else "stand_in"
-
     def losses(self, batch: Any, noise: BatchNoise) -> Iterator[Loss]:
         """The autoencoder's loss, then the discriminator's, each while it takes part.
 
@@ -200,7 +196,7 @@ class AutoencoderStage(Stage):
         distance = self._distance(pictures, x, noise)
         nll = negative_log_likelihood(error, config.perceptual_weight * distance, made.logvar, self.reduction)
         weight = config.kl_weight if self._codebook is None else config.codebook_weight
-        figures = {"nll": nll, config.pixel_loss: error.mean(), self._perceptual_figure: distance.mean()}
+        figures = {"nll": nll, config.pixel_loss: error.mean(), figure_name(self.perceptual): distance.mean()}
         if self._codebook is None:
             figures |= {"kl": made.penalty, "logvar": made.logvar}
         else:

@@ -15,7 +15,8 @@ from safelight.checkpoint.writing import outgoing, write_safetensors
 from safelight.errors import InputError
 from safelight.models.lpips import LPIPS, VGG16, VGGConfig
 
-__all__ = ["LPIPS_NAME", "STAND_IN_NAME", "load_features", "load_lpips", "load_perceptual", "save_features"]
+__all__ = ["LPIPS_NAME", "STAND_IN_NAME", "figure_name", "load_features", "load_lpips", "load_perceptual",
+           "save_features"]  # fmt: skip
 
 LPIPS_NAME = "LPIPS (VGG16)"
 STAND_IN_NAME = "stand-in features, not LPIPS"
@@ -36,6 +37,11 @@ def load_perceptual(vgg: str | Path | None, heads: str | Path | None, features: 
     if vgg is not None and heads is not None:
         return load_lpips(vgg, heads)
     return None if features is None else load_features(features)
+
+
+def figure_name(metric: LPIPS | None) -> str:
+    """What a perceptual distance is called in logs."""
+    return "lpips" if metric is not None and metric.name == LPIPS_NAME else "stand_in"
 
 
 def load_lpips(vgg: str | Path, heads: str | Path) -> LPIPS:

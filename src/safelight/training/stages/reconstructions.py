@@ -1,4 +1,6 @@
-"""The sheet of a first stage: pictures, and beneath each what the autoencoder makes of it."""
+"""The sheets of a first stage and of a tiny decoder: pictures, and beneath each what is made of it."""
+
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -16,18 +18,38 @@ def reconstruction_sheet(pictures: Tensor, reconstructions: Tensor, *, differenc
 
     With `difference` a third row shows grey + 4·(reconstruction - picture). Under each reconstruction stands its PSNR.
     """
-    reconstructions = reconstructions.clamp(-1, 1)
+    x, y = pictures, reconstructions.clamp(-1, 1)
+    rows = [(x, []), (y, decibels(x, y)), ((STRONGER * (y - x) / 2).clamp(-1, 1), [])][: 3 if difference else 2]
+    return sheet_of_rows(rows, "picture, reconstruction" + (f", difference x{STRONGER}" if difference else ""))
+
+
+def decoder_sheet(pictures: Tensor, decoded: Tensor, made: Tensor) -> Image.Image:
+    """Pictures, what an autoencoder decodes and what a tiny decoder makes of their latents, (B, 3, H, W): three rows.
+
+    Under what is decoded stands its PSNR to the picture, under what is made that to what is decoded.
+    """
+    decoded, made = decoded.clamp(-1, 1), made.clamp(-1, 1)
+    rows = [(pictures, []), (decoded, decibels(pictures, decoded)), (made, decibels(decoded, made))]
+    return sheet_of_rows(rows, "picture; decoded (dB to the picture); by the tiny decoder (dB to what is decoded)")
+
+
+def decibels(x: Tensor, y: Tensor) -> list[str]:
+    """The PSNR of each of the pictures, in words."""
+    return [f"{value:.1f} dB" for value in psnr(x, y).tolist()]
+
+
+def sheet_of_rows(rows: Sequence[tuple[Tensor, Sequence[str]]], title: str) -> Image.Image:
+    """Rows of B pictures each, (B, 3, H, W) in [-1, 1] with their labels, if any: beneath each other, in eights."""
+    count, _, height, width = rows[0][0].shape
+    columns = min(COLUMNS, count)
     tiles: list[Image.Image] = []
     labels: list[str] = []
-    columns = min(COLUMNS, len(pictures))
-    for x, y in zip(pictures.split(columns), reconstructions.split(columns), strict=True):
-        rows = [x, y, (STRONGER * (y - x) / 2).clamp(-1, 1)][: 3 if difference else 2]
-        words = [[""] * len(x), [f"{value:.1f} dB" for value in psnr(x, y).tolist()], [""] * len(x)]
-        for row, label in zip(rows, words, strict=False):
-            blank = [Image.new("RGB", (x.shape[3], x.shape[2]), "white")] * (columns - len(x))
-            tiles += [as_image(picture) for picture in row] + blank
-            labels += label + [""] * len(blank)
-    title = "picture, reconstruction" + (f", difference x{STRONGER}" if difference else "")
+    for start in range(0, count, columns):
+        for pictures, words in rows:
+            row = [as_image(picture) for picture in pictures[start : start + columns]]
+            blank = columns - len(row)
+            tiles += row + [Image.new("RGB", (width, height), "white")] * blank
+            labels += [*(words[start : start + columns] or [""] * len(row)), *[""] * blank]
     return contact_sheet(tiles, labels, columns=columns, title=title)
 
 
