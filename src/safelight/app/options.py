@@ -10,7 +10,7 @@ import typer
 
 from safelight.app.console import error
 from safelight.errors import InputError, SafelightError
-from safelight.pipeline.fields import parameters
+from safelight.pipeline.fields import FAST, parameters
 
 DEFAULT_MODEL = "random"
 
@@ -86,10 +86,21 @@ def asking(
     *,
     without: Collection[str] = (),
 ) -> Callable[..., None]:
-    """Give `command(**given)` the keywords of a task as options, and those of `around`: name -> (default, option)."""
+    """Give `command(**given)` the keywords of a task as options, and those of `around`: name -> (default, option).
+
+    With --fast, what the preset may choose is not in `given` unless it was said.
+    """
     asked = [p for p in parameters(task).values() if not field(p).exclude and p.name not in without]
     own = [as_option(p) for p in asked]
     others = [Parameter(name, Parameter.KEYWORD_ONLY, default=d, annotation=a) for name, (d, a) in around.items()]
-    command.__signature__ = Signature(own + others)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in own + others}
-    return command
+    context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    @wraps(command)
+    def settling(context: typer.Context, **given: Any) -> None:
+        unsaid = {name for name in given if context.get_parameter_source(name).name == "DEFAULT"}  # type: ignore[union-attr]
+        left = unsaid & FAST.keys() if given.get("fast") else ()
+        command(**{name: value for name, value in given.items() if name not in left})
+
+    settling.__signature__ = Signature([*own, *others, context])  # type: ignore[attr-defined]
+    settling.__annotations__ = {p.name: p.annotation for p in [*own, *others, context]}
+    return settling

@@ -225,6 +225,8 @@ def _checked(axes: Sequence[Axis], task: Task, given: Mapping[str, Any], seeds: 
         raise InputError(f"two axes are both {max(names, key=names.count)}", remedy="leave one out")
     if given.get("count", 1) != 1 or {"count", "batch_size"} & set(names):
         raise InputError("each place of a grid has one picture", remedy="give an axis seed=1..4 for several")
+    if "fast" in names:
+        raise InputError("fast stands for several fields", remedy="give it to all, and axes of steps or feature_cache")
     if seeds not in ("equal", "consecutive") or (seeds == "consecutive" and "seed" in names):
         what = f"seeds={seeds!r}" + (" beside an axis of seeds" if "seed" in names else "")
         raise InputError(what, remedy="equal, or consecutive where seed is no axis")

@@ -23,7 +23,7 @@ from safelight.pipeline.recipes.weights import hashes
 INPUTS = ("image", "mask", "class_map")
 HOOKS = ("edit", "wrap")  # functions of the caller's, which no file can hold
 # What is no part of one picture's request: others' pictures, what has done its work, and what changes nothing
-LEFT_OUT = {*INPUTS, *HOOKS, *WORDING, "watch", "count", "batch_size"}
+LEFT_OUT = {*INPUTS, *HOOKS, *WORDING, "fast", "watch", "count", "batch_size"}
 HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\](\w+)(?:[/\\](.+))?$")
 
 
