@@ -24,6 +24,7 @@ from peers.page import page, read
 from peers.rows import KINDS, SIZES, Row, rows
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "safelight" / "peers"
+CLOCKS = {"wall": "wall", "cpu": "the processes' CPU time on all threads, since other work ran beside"}
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
@@ -36,6 +37,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="turns that everyone takes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=machine.best_dtype())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine with other work")
     parser.add_argument("--patience", type=float, default=1800, help="seconds to wait for one answer")
     parser.add_argument("--small", action="store_true", help="the U-Net and the decoder at 256², twice, few peers")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where environment, weights and results are kept")
@@ -70,9 +72,17 @@ def main() -> None:
     present = [CONTESTANTS[name] for name in ("safelight", *given.peers) if name not in left_out]
     single = single_file(given.cache) if any(one.name == "sdcpp" for one in present) else Path()
     setting = Setting(
-        given.cache, model_folder(given.cache), single, given.repeats, given.threads, given.dtype, given.patience
+        cache=given.cache,
+        model=model_folder(given.cache),
+        single=single,
+        repeats=given.repeats,
+        threads=given.threads,
+        dtype=given.dtype,
+        clock=given.clock,
+        patience=given.patience,
     )
-    facts = machine.described(given.threads) | {"precision": given.dtype, "date": machine.today()}
+    asked_for = {"precision": given.dtype, "clock": CLOCKS[given.clock], "date": machine.today()}
+    facts = machine.described(given.threads) | asked_for
     kept = Kept(given.cache / "results.json", facts)
     for row in rows(given.rows, given.sizes):
         results = measure(row, present, environment.pythons(present), inputs(row, given.cache), setting)

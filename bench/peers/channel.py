@@ -19,14 +19,16 @@ class Failed(Exception):
 class Channel:
     """A worker, started at once; a context manager that ends it. `seconds` is how long it took to import its engine."""
 
-    def __init__(self, python: Path | str, engine: str, *, threads: int, log: Path, patience: float) -> None:
+    def __init__(
+        self, python: Path | str, engine: str, *, clock: str, threads: int, log: Path, patience: float
+    ) -> None:
         count = str(threads)
         threading = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
         self.patience = patience
         self.started = time.perf_counter()
         self._log = log.open("w")
         self._process = subprocess.Popen(
-            [python, WORKER, engine],
+            [python, WORKER, engine, clock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

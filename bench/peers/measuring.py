@@ -30,7 +30,6 @@ class Result:
     load: float = 0.0
     first: float = 0.0
     turns: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
     peak: int = 0
     apart: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -48,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure, and where everything lies. `patience` is for one answer, in seconds."""
+    """How to measure, and where everything lies. `patience` is for one answer, in seconds; `clock` as in `worker`."""
 
     cache: Path
     model: Path
@@ -56,6 +55,7 @@ class Setting:
     repeats: int
     threads: int
     dtype: str
+    clock: str
     patience: float
 
     def job(self, row: Row, one: Contestant) -> dict[str, Any]:
@@ -100,7 +100,6 @@ class Seat:
         with self._failing() as result:
             again = self.channel.ask("run", inputs=str(self.inputs))
             result.turns.append(again["seconds"])
-            result.cpu.append(again["cpu"])
             result.peak = max(result.peak, again["peak"])
 
     @contextmanager
@@ -113,8 +112,10 @@ class Seat:
 
     def _channel(self) -> Channel:
         log = self.setting.cache / f"{self.one.name}.log"
-        threads, patience = self.setting.threads, self.setting.patience
-        return Channel(self.python, self.one.engine, threads=threads, log=log, patience=patience)
+        one = self.setting
+        return Channel(
+            self.python, self.one.engine, clock=one.clock, threads=one.threads, log=log, patience=one.patience
+        )
 
 
 def measure(
