@@ -27,7 +27,7 @@ from typing import Any
 
 from PIL import Image
 
-from safelight.checkpoint import convert
+from safelight.checkpoint.convert import convert
 from safelight.checkpoint.writing import replacing
 
 SHIPPED = Path(__file__).parents[1] / "src" / "safelight" / "default"
