@@ -49,5 +49,5 @@ def nearest(word: str, known: Iterable[str], *, n: int = 3) -> str:
     names = list(known)
     close = get_close_matches(word, names, n=n, cutoff=0.4)
     if not close:
-        return f"known are: {', '.join(names)}"
+        return f"known are: {', '.join(names) or 'none'}"
     return "did you mean " + " or ".join([", ".join(close[:-1]), close[-1]] if len(close) > 1 else close) + "?"

@@ -132,3 +132,9 @@ def test_tokens_shows_what_steps_see_and_points_at_errors():
     failed = run("tokens", "a (red:1.3.3) fox")
     assert failed.returncode == 2
     assert "  a (red:1.3.3) fox\n         ^\n" in failed.stderr
+
+
+def test_tokens_of_a_model_that_is_not_there():
+    failed = run("tokens", "a fox", "--model", "nowhere")
+    assert failed.returncode == 2 and "there is no folder nowhere" in failed.stderr
+    assert "startoftext" in run("tokens", "a fox", "--model", "random").stdout

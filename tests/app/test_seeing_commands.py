@@ -28,7 +28,14 @@ def test_film_writes_what_moves_and_never_overwrites(tmp_path):
     assert Image.open(tmp_path / "a" / "strip.png").width < 400
 
 
-@pytest.mark.parametrize(("option", "words"), [(("--out", "a.avi"), ".gif, .webp, .mp4"), (("--fps", "0"), "fps=0")])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--out", "a.avi"), ".gif, .webp, .mp4"),
+        (("--fps", "0"), "fps=0"),
+        (("--out", "a.png", "--columns", "1"), "columns=1"),
+    ],
+)
 def test_bad_films_are_refused_before_the_model_is_loaded(option, words, tmp_path):
     failed = run("film", "a", "--model", "/nowhere/at/all", *option, cwd=tmp_path)
     assert failed.returncode == 2 and words in failed.stderr and "nowhere" not in failed.stderr

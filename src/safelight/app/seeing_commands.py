@@ -51,7 +51,7 @@ def shoot(
     from safelight.pipeline.loading import load
     from safelight.pipeline.seeing.film import check_film, film, save_film
 
-    check_film(out, fps)
+    check_film(out, fps, columns)
     with onlooker(preview, f"loading {model}") as looking:
         loaded = load(model, **loading)
         shot = film(loaded, watch=looking.watching(loaded), **given)

@@ -27,7 +27,8 @@ def check_animation(path: Path, fps: float = 8.0) -> None:
     if suffix not in ANIMATIONS:
         raise InputError(f"{path} is no animation", remedy=f"end its name in {', '.join(ANIMATIONS)}")
     if not 0 < fps <= FASTEST[suffix]:
-        raise InputError(f"fps={fps:g}: a {suffix} takes more than 0 and up to {FASTEST[suffix]:g} frames a second")
+        most = f"a {suffix} takes more than 0 and up to {FASTEST[suffix]:g} frames a second"
+        raise InputError(f"fps={fps:g}: {most}", remedy="give fps in these bounds; 8 is usual")
     if suffix == ".mp4" and find_spec("av") is None:
         raise MissingPartError("MP4 files need PyAV", remedy="pip install av, or end the name in .webp or .gif")
     check_folder(path.parent)

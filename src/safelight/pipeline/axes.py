@@ -123,7 +123,8 @@ def field_of(name: str, task: Callable[..., Any]) -> FieldInfo:
     fields = request_model(task).model_fields
     if name not in fields:
         word = PEERS_WORDS.get(name)
-        remedy = f"here it is called {word}" if word else nearest(name, [*fields, REPLACE])
+        open_to_all = [n for n, field in fields.items() if not field.exclude and n not in ("count", "batch_size")]
+        remedy = f"here it is called {word}" if word else nearest(name, [*open_to_all, REPLACE])
         raise InputError(f"there is no axis {name!r}", remedy=remedy)
     return fields[name]
 

@@ -50,8 +50,7 @@ class Film:
 
     def strip(self, columns: int = 10) -> Image.Image:
         """Up to `columns` views beside each other, the first and the last among them; x_t above, x0 below."""
-        if columns < 2:
-            raise InputError(f"columns={columns}: a strip has two or more", remedy="take the picture itself for one")
+        _check_columns(columns)
         return _strip(_spread(self.views, columns))
 
 
@@ -95,12 +94,18 @@ def views(model: LatentDiffusion, steps: Sequence[Step], tile: str = "auto") -> 
     ]
 
 
-def check_film(path: Path, fps: float = 8.0) -> None:
+def check_film(path: Path, fps: float = 8.0, columns: int = 10) -> None:
     """Raise where no film can be written to `path`: a .png becomes a strip, other suffixes are `save_animation`'s."""
     if path.suffix.lower() == ".png":
+        _check_columns(columns)
         check_folder(path.parent)
     else:
         check_animation(path, fps)
+
+
+def _check_columns(columns: int) -> None:
+    if columns < 2:
+        raise InputError(f"columns={columns}: a strip has two or more", remedy="take the picture itself for one")
 
 
 def save_film(shot: Film, path: Path | str, *, fps: float = 8.0, columns: int = 10) -> Path:
@@ -109,7 +114,7 @@ def save_film(shot: Film, path: Path | str, *, fps: float = 8.0, columns: int = 
     Whole or not at all, and never over another file. Returns the path that was written.
     """
     path = Path(path)
-    check_film(path, fps)
+    check_film(path, fps, columns)
     if path.suffix.lower() == ".png":
         return write_new(path, lambda file: shot.strip(columns).save(file, format="PNG"))
     frames = shot.frames()
