@@ -8,7 +8,8 @@ exact picture of the same seed: PSNR, SSIM, and the distance of Laplacian pyrami
 its contrast at every scale (Bojanowski et al. 2018, arXiv 1707.05776, with 4 levels). With --classifier, a folder from
 `safelight train classifier`, the share of pictures is given in which it still sees what it saw in the exact one.
 
-Written are fast.md, a table; fast.png, a plot of time against loss; and fast-sheet.png, the pictures side by side.
+Written are a table into speed.md, between two comments there; fast.png, a plot of time against loss; and
+fast-sheet.png, the pictures side by side.
 """
 
 import argparse
@@ -25,12 +26,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import safelight
+from peers import machine
 from safelight.pipeline.contact import contact_sheet
 from safelight.pipeline.fields import FAST
 from safelight.pipeline.pictures import load_picture
+from safelight.pipeline.recipes.recipe import public_name
 from safelight.training.evaluation.metrics import psnr, ssim
 
 EXACT = "exact"
+BEGIN, END = "<!-- written by bench/fast.py -->", "<!-- to here -->"
 SAVINGS: dict[str, dict[str, Any]] = {
     EXACT: {},
     "20 steps": {"steps": 20},
@@ -164,6 +168,12 @@ def sheet(prices: Mapping[str, Price], prompts: Sequence[str], seeds: int) -> Im
     return contact_sheet(pictures, column_labels=SHOWN, row_labels=prompts, notes="the same seed in each row")
 
 
+def put(page: Path, text: str) -> None:
+    """Write a text between the two comments of a page, or at its end if it has none."""
+    before, _, rest = (page.read_text() if page.exists() else "").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2] or chr(10)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
@@ -191,7 +201,10 @@ def main() -> None:
     prices = draw(model, given.prompts, given.seeds, shared)
     compare(prices, judge)
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "fast.md").write_text(table(prices))
+    count = f"{len(given.prompts)} prompts, {given.seeds} seeds each, {prices[EXACT].pictures[0].width}² pixels"
+    where = f"{machine.cpu()[0]}, {given.threads} threads, {machine.today()}"
+    told = f"Model `{public_name(given.model)[0]}`, {count}; CPU time on {where}.\n\n{table(prices)}"
+    put(given.out / "speed.md", told)
     plot(prices, given.out / "fast.png")
     sheet(prices, given.prompts, given.seeds).save(given.out / "fast-sheet.png", optimize=True)
     print(table(prices))

@@ -138,6 +138,9 @@ def missing(rows: Rows, left_out: Mapping[str, str]) -> str:
         lines += [[CONTESTANTS[name].label, str(row), one.error] for name, one in results.items() if one.error]
     absent = [words for kind, words in WORDS.items() if all(row.kind != kind for row in rows)]
     lines += [["everyone", words, "not asked for in these runs"] for words in absent]
+    present = {name for results in rows.values() for name in results} | set(left_out)
+    lines += [[one.label, "everything", "not asked for in these runs"] for name, one in CONTESTANTS.items()
+              if name not in present]  # fmt: skip
     return table(["who", "what", "why"], lines) if lines else "Everything was.\n"
 
 
