@@ -43,3 +43,14 @@ def test_code_that_fails_names_the_line_of_the_page():
     assert failure.traceback[-1].lineno + 1 == 5
     with pytest.raises(ValueError, match="line 1"):
         run("```python\nprint(1)\n```\n")
+
+
+def test_the_page_on_exploring_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "exploring.md").read_text(), re.DOTALL)
+    code = "".join(blocks)
+    if not SHIPPED.is_dir():
+        code = code.replace("safelight.load()", "safelight.load('random')")
+    exec(compile(code, "exploring.md", "exec"), {})
+    assert "evaluations were shared" in capsys.readouterr().out
+    assert Image.open("sheet.png").size >= (512, 512) and Image.open("way.webp").n_frames == 3
