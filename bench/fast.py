@@ -201,7 +201,7 @@ def main() -> None:
     prices = draw(model, given.prompts, given.seeds, shared)
     compare(prices, judge)
     given.out.mkdir(parents=True, exist_ok=True)
-    count = f"{len(given.prompts)} prompts, {given.seeds} seeds each, {prices[EXACT].pictures[0].width}² pixels"
+    count = f"{len(given.prompts)} prompts, {given.seeds} of each, {prices[EXACT].pictures[0].width}² pixels"
     where = f"{machine.cpu()[0]}, {given.threads} threads, {machine.today()}"
     told = f"Model `{public_name(given.model)[0]}`, {count}; CPU time on {where}.\n\n{table(prices)}"
     put(given.out / "speed.md", told)
