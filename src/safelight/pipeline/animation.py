@@ -29,7 +29,8 @@ def check_animation(path: Path, fps: float = 8.0) -> None:
     if not 0 < fps <= FASTEST[suffix]:
         most = f"a {suffix} takes more than 0 and up to {FASTEST[suffix]:g} frames a second"
         raise InputError(f"fps={fps:g}: {most}", remedy="give fps in these bounds; 8 is usual")
-    if suffix == ".mp4" and find_spec("av") is None:
+    found = find_spec("av") if suffix == ".mp4" else None
+    if suffix == ".mp4" and (found is None or found.origin is None):  # a folder called av is no PyAV
         raise MissingPartError("MP4 files need PyAV", remedy="pip install av, or end the name in .webp or .gif")
     check_folder(path.parent)
 

@@ -49,7 +49,7 @@ def test_guidance_is_three_curves():
     pulls = [Pull(k, 10.0 / k, 900 / k, 1.0, 0.1 * k, 0.75 * k) for k in (1, 2, 3)]
     (axes,) = figures.guidance_figure(pulls).axes
     assert [y for _, y in curves(axes)] == [[getattr(p, n) for p in pulls] for n in ("noise", "difference", "term")]
-    assert "7.5" in axes.get_legend().texts[2].get_text()
+    assert "7.5" in axes.figure.legends[0].texts[2].get_text()
 
 
 def test_channels_share_one_scale():

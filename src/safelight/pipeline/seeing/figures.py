@@ -80,7 +80,7 @@ def sigmas_figure(schedule: NoiseSchedule, grids: Sequence[str], steps: int = 20
 
 def guidance_figure(pulls: Sequence[Pull]) -> "Figure":
     """What guidance adds at each step, beside the noise that the network sees."""
-    figure = _figure(7.2, 3.6)
+    figure = _figure(7.2, 4.0)
     axes = _axes(figure, 1, 1, 1, "the pull of guidance")
     numbers, scale = [pull.number for pull in pulls], pulls[0].term / (pulls[0].difference or 1)
     rows = (
@@ -94,19 +94,20 @@ def guidance_figure(pulls: Sequence[Pull]) -> "Figure":
     axes.set(xlabel="evaluation of the network", ylabel="root mean square, in units of noise", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     _whole_numbers(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
 def latents_figure(picture: Image.Image, latent: Tensor) -> "Figure":
     """A picture and the channels of its latent (C, h, w), all channels on one scale of colours around 0."""
-    count = len(latent)
-    figure = _figure(PICTURE * (count + 1) + 0.7, PICTURE + 0.75)
+    columns = min(len(latent) + 1, 5)
+    lines = ceil((len(latent) + 1) / columns)
+    figure = _figure(PICTURE * columns + 0.7, (PICTURE + 0.75) * lines)
     limit = max(latent.abs().flatten().quantile(0.995).item(), 1e-3)
-    _picture(figure, 1, count + 1, 1, picture, f"picture, {picture.width}×{picture.height}")
+    _picture(figure, lines, columns, 1, picture, f"picture, {picture.width}×{picture.height}")
     panels = []
     for k, channel in enumerate(latent):
-        axes = _picture(figure, 1, count + 1, k + 2, None, f"channel {k}")
+        axes = _picture(figure, lines, columns, k + 2, None, f"channel {k}")
         shown = axes.imshow(channel.tolist(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set_xlabel(f"mean {channel.mean():.2f}, std {channel.std():.2f}", fontsize=8.5, color=GREY)
         panels.append(axes)
