@@ -70,6 +70,12 @@ def test_what_sees_a_small_picture_is_an_upscaler_only_if_it_is_told_of_noise():
     assert family(unet | {"num_class_embeds": None}, has_text=True) == "sd1"
 
 
+def test_a_latent_of_eight_channels_is_no_picture_beside_one_of_four():
+    unet = {"cross_attention_dim": 768, "in_channels": 8, "out_channels": 4, "block_out_channels": (320, 640)}
+    assert family(unet, has_text=True) == "sd1-edit"
+    assert family(unet | {"out_channels": 8}, has_text=True) == "sd1"
+
+
 @pytest.mark.parametrize("name", [name for name in AUTOENCODERS if name.startswith(("kl", "vq"))])
 def test_every_first_stage_is_recognised_in_both_dialects(name):
     network = on_meta(lambda: Autoencoder(AUTOENCODERS[name]))

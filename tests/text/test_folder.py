@@ -54,6 +54,11 @@ def test_what_is_saved_reads_back_everywhere(folder, strings, tmp_path, dropped)
     assert_equal(Tokenizer.load(tmp_path / "ours"), theirs, TELLING)
 
 
+def test_what_is_saved_may_be_read_by_others(tmp_path):
+    Tokenizer.clip().save(tmp_path)
+    assert {file.stat().st_mode & 0o444 for file in tmp_path.iterdir()} == {0o444}
+
+
 def test_what_is_saved_is_found_by_autotokenizer(tmp_path):
     ours = Tokenizer.clip(pad_token="!").add_tokens(["<birb>", "birbstyle"])
     ours.save(tmp_path)

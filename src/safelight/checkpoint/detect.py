@@ -156,7 +156,8 @@ def family(unet: Config, *, has_text: bool) -> str:
     """
     if "cross_attention_dim" not in unet or unet.get("_class_name") == "UNet2DModel":
         return "ldm"
-    extra = CONCATENATED.get(unet["in_channels"], "")
+    plain = unet["in_channels"] == unet.get("out_channels")  # a latent of 8 channels has no picture beside it
+    extra = "" if plain else CONCATENATED.get(unet["in_channels"], "")
     if extra == "-upscale" and unet.get("num_class_embeds") is None:
         extra = ""
     if unet.get("use_linear_projection"):

@@ -168,6 +168,7 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+            Path(file.name).chmod(0o644)  # a temporary file is its owner's alone
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)

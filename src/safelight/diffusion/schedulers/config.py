@@ -117,6 +117,7 @@ class Configured:
                 file.write(self.to_json_string())
                 file.flush()
                 os.fsync(file.fileno())
+                Path(file.name).chmod(0o644)  # a temporary file is its owner's alone
                 Path(file.name).replace(path)
             except BaseException:
                 Path(file.name).unlink()
