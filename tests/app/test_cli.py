@@ -41,7 +41,9 @@ def test_draws_from_bare_words_and_never_overwrites(tmp_path):
     }
     first, second = (Image.open(tmp_path / "outputs" / name) for name in ("a-red-fox-3.png", "a-red-fox-3-2.png"))
     assert first.tobytes() == second.tobytes()
-    assert "untrained" in drawn.stderr
+    assert "untrained" not in drawn.stderr
+    stand_in = run("a fox", "--model", "random", "--steps", 1, "--width", 64, "--height", 64, cwd=tmp_path)
+    assert "untrained" in stand_in.stderr
 
 
 def test_says_which_words_were_drawn(tmp_path):
@@ -89,7 +91,7 @@ def test_errors_name_the_thing_and_the_exit_code_says_whose_fault(arguments, cod
 
 
 def test_control_c_stops_cleanly(tmp_path):
-    command = [sys.executable, "-m", "safelight", "a fox", "--steps", "1000"]
+    command = [sys.executable, "-m", "safelight", "a fox", "--model", "random", "--steps", "1000"]
     # A test run in the background ignores Ctrl-C, and its children would inherit that
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:

@@ -35,7 +35,7 @@ def test_info_for_people_and_programs(run, drawn):
     said = json.loads(run("info", drawn, "--json").stdout)
     assert (said["program"], said["task"], said["kept"]) == ("Safelight", "text_to_image", {})
     assert said["request"] | {"seed": 5, "noise": "cuda", "steps": 2, "prompt": "a fox"} == said["request"]
-    assert said["model"]["name"] == "random"
+    assert said["model"]["name"] == "default"
 
 
 def test_again_gives_the_same_pixels(run, drawn, folder):

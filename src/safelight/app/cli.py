@@ -108,10 +108,7 @@ def draw(
 
     check_folder(out)
     if model == "random":
-        say(
-            "There is no trained default model yet: drawing with an untrained stand-in, so expect coloured noise.\n"
-            "Name a model of yours with --model."
-        )
+        say("Drawing with an untrained stand-in: expect coloured noise.")
     with onlooker(preview, f"loading {model}") as looking:
         loaded = load(model, **loading)
         pictures = task(loaded, watch=looking.watching(loaded), **given)

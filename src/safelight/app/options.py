@@ -12,7 +12,7 @@ from safelight.app.console import error
 from safelight.errors import InputError, SafelightError
 from safelight.pipeline.fields import FAST, parameters
 
-DEFAULT_MODEL = "random"
+DEFAULT_MODEL = "default"  # which ships with the package
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="folder, single file or hub id of a model")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is")]
