@@ -32,6 +32,10 @@ def test_it_is_small_and_carries_its_card_and_licences():
     assert (SHIPPED / "README.md").read_text().startswith("---\n")
 
 
+def test_it_goes_by_its_name_wherever_it_lies(default):
+    assert default.name == "default" and str(SHIPPED) not in repr(default)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_diffusers_draws_the_same_picture_from_the_same_folder(default, guidance):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(SHIPPED, torch_dtype=torch.float32)

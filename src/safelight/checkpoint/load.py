@@ -85,7 +85,8 @@ def load_parts(
         parts = load_folder(path, variant=variant, autoencoder=autoencoder, **options)
     else:
         parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
-    parts = replace(parts, weights={**parts.weights, **others})
+    source = DEFAULT if path == SHIPPED else parts.source  # whose folder differs from machine to machine
+    parts = replace(parts, weights={**parts.weights, **others}, source=source)
     return with_prediction(parts, prediction_type, path)
 
 
