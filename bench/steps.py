@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--samplers", type=lambda text: text.split(","), default="euler,ddim,dpmpp_2m,heun,lms,uni_pc")
+    parser.add_argument("--samplers", type=lambda text: text.split(","), default="euler,heun,lms,deis,dpmpp_2m,unipc")
     parser.add_argument("--steps", type=lambda text: [int(n) for n in text.split(",")], default="5,8,10,15,20,30")
     parser.add_argument("--grid", default="karras")
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -84,8 +84,8 @@ def draw(
 
 def likeness(pictures: list[Image.Image], exact: list[Image.Image]) -> float:
     """The mean PSNR in dB."""
-    both = [torch.stack([from_image(picture) for picture in some]) for some in (pictures, exact)]
-    return float(psnr(*both).mean())
+    ours, theirs = (torch.stack([from_image(picture) for picture in some]).float() for some in (pictures, exact))
+    return float(psnr(ours, theirs, data_range=255).mean())
 
 
 def sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
