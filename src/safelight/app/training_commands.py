@@ -96,9 +96,10 @@ def training_command(stage: str) -> Callable[..., Any]:
 
 def as_option(name: str, field: FieldInfo) -> Parameter:
     """A recipe's field as a Typer parameter. Several numbers are one word: 1,2,4. Several texts repeat the option."""
-    kind, default, words = field.annotation, field.default, field.description
+    kind: Any = field.annotation
+    default, words = field.default, field.description
     if field.is_required():  # which the recipe says, after it has looked at the run
-        kind, default = kind | None, None  # type: ignore[operator]
+        kind, default = kind | None, None
     if name == "data":
         return Parameter(name, Parameter.KEYWORD_ONLY, default=None,
                          annotation=Annotated[str | None, typer.Argument(help=words)])  # fmt: skip
