@@ -27,7 +27,7 @@ from safelight.training.loop.recipes import (
     read_run,
     recipe_for,
     recipe_of,
-    write_run,
+    written_run,
 )
 from safelight.training.stages.autoencoder_config import AUTOENCODER_TRAININGS
 
@@ -122,11 +122,15 @@ def as_field(field: FieldInfo, value: Any) -> Any:
 def start(stage: str, run: Path, device: str | None, given: dict[str, Any]) -> None:
     """Begin or continue a run, until it is finished or asked to stop."""
     recipe = recipe_for(run, stage, RECIPES[stage], given)  # before anything that takes a while
-    from safelight.training.loop.distributed import World, once
+    from safelight.training.loop.distributed import World
     from safelight.training.loop.train import train
 
-    with loud_warnings(), stopping() as stop, World.entered(device) as world:
-        once(lambda: write_run(run, stage, recipe))
+    with (
+        loud_warnings(),
+        stopping() as stop,
+        World.entered(device) as world,
+        written_run(run, stage, recipe, first=world.first),
+    ):
         made = assembled(stage, recipe, run, world.device)
         with bar(recipe.steps, world.first) as watch:
             outcome = train(made.stage, made.data, run, recipe, world=world, stop=stop, watch=watch, about=made.about)

@@ -32,7 +32,14 @@ from safelight.training.data.scenes import SceneData
 from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.conditioners import class_names, examples, needs_scenes, new_conditioner
 from safelight.training.loop.distributed import once
-from safelight.training.loop.recipes import AutoencoderRecipe, DataConfig, DiffusionRecipe, LoopConfig
+from safelight.training.loop.recipes import (
+    FEATURES,
+    TOKENIZER,
+    AutoencoderRecipe,
+    DataConfig,
+    DiffusionRecipe,
+    LoopConfig,
+)
 from safelight.training.stages.autoencoder import AutoencoderStage
 from safelight.training.stages.beginning import begin_linear
 from safelight.training.stages.conditioning import channels_beside, token_ids
@@ -104,7 +111,7 @@ def assemble_autoencoder(
     check_autoencoder_norms(config, (recipe.size, recipe.size))
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
     if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
-        path, steps = run / "features.safetensors", recipe.features_steps
+        path, steps = run / FEATURES, recipe.features_steps
         perceptual = stand_in(path, data, steps=steps, seed=recipe.seed, device=device, watch=watch)
     with seeded(recipe.seed):
         autoencoder = given if given is not None else begin_linear(Autoencoder(config))
@@ -323,7 +330,7 @@ def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tok
     """The tokenizer and text encoder of a model, or new ones with a vocabulary of the captions, which `run` keeps."""
     if recipe.text_encoder is not None:
         return frozen_text(recipe.text_encoder, torch.device("cpu"))
-    tokenizer = vocabulary_of(recipe, data, run / "tokenizer")
+    tokenizer = vocabulary_of(recipe, data, run / TOKENIZER)
     config = TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.text_width,

@@ -5,7 +5,9 @@ pydantic model. This module is light: the command line imports it.
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safelight.errors import InputError, nearest
 from safelight.training.stages.autoencoder_config import AutoencoderTraining
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER, FEATURES = "config.json", "tokenizer", "features.safetensors"  # what a run is begun with
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -237,12 +239,30 @@ def recipe_for(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str,
     return recipe
 
 
-def write_run(run: Path, stage: str, recipe: BaseModel) -> None:
-    """Write the run's config.json."""
-    from safelight.checkpoint.writing import write_json
+@contextmanager
+def written_run(run: Path, stage: str, recipe: BaseModel, *, first: bool = True) -> Iterator[None]:
+    """Write the run's config.json; if the block fails before a new run has a log, nothing of the run stays.
 
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / CONFIG, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
+    first: whether this is the process that writes.
+    """
+    from safelight.checkpoint.writing import write_json
+    from safelight.training.loop.log import LOG
+
+    new = first and not (run / CONFIG).exists()
+    try:
+        if first:
+            run.mkdir(parents=True, exist_ok=True)
+            write_json(run / CONFIG, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
+        yield
+    except BaseException:
+        if new and not (run / LOG).exists():
+            shutil.rmtree(run / TOKENIZER, ignore_errors=True)
+            for name in (FEATURES, CONFIG):
+                (run / name).unlink(missing_ok=True)
+            for folder in (run / "checkpoints", run):
+                with suppress(OSError):  # it is not there, or holds other things
+                    folder.rmdir()
+        raise
 
 
 def read_run(run: Path) -> dict[str, Any]:
