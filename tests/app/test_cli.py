@@ -1,4 +1,4 @@
-"""The command line as a user meets it, in a process of its own."""
+"""The command line as a user meets it, in a process of its own where that matters."""
 
 import json
 import os
@@ -9,16 +9,18 @@ import time
 from functools import partial
 
 import pytest
+from command_line import run
 from PIL import Image
 
 
-def run(*arguments, cwd=None):
+def alone(*arguments, cwd=None):
+    """In a process of its own."""
     command = [sys.executable, "-m", "safelight", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def test_help_lists_every_command_and_imports_no_torch():
-    shown = run("--help")
+    shown = alone("--help")
     assert shown.returncode == 0
     for command in ("text2image", "image2image", "inpaint", "variations", "convert", "models", "tokens", "doctor"):
         assert command in shown.stdout
@@ -29,7 +31,7 @@ def test_help_lists_every_command_and_imports_no_torch():
 
 def test_draws_from_bare_words_and_never_overwrites(tmp_path):
     for _ in range(2):
-        drawn = run("a red fox", "--steps", 1, "--seed", 3, "--width", 64, "--height", 64, "--json", cwd=tmp_path)
+        drawn = alone("a red fox", "--steps", 1, "--seed", 3, "--width", 64, "--height", 64, "--json", cwd=tmp_path)
         assert drawn.returncode == 0, drawn.stderr
     picture = json.loads(drawn.stdout)["pictures"][0]
     assert picture == {

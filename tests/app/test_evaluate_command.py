@@ -1,22 +1,17 @@
 """`safelight evaluate` and `safelight train classifier` as a user meets them."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import run
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent.parent / "training"))
 from sprite_sets import write_sprites
 
 SMALL = ("--count", 6, "--size", 64, "--steps", 1, "--variety", 0, "--neighbours", 6, "--device", "cpu")
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "safelight", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,20 @@
 """`safelight grid` and `safelight morph` as a user meets them."""
 
 import json
+from functools import partial
 
+import command_line
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from safelight.app.cli import app
 from safelight.pipeline.recipes.reading import read_picture
 
 QUICK = ("--steps", 2, "--seed", 1, "--width", 64, "--height", 64, "--model", "random")
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
+def run(tmp_path):
+    return partial(command_line.run, cwd=tmp_path)
 
 
 def test_a_grid_is_drawn_once_and_found_again(run, tmp_path):
@@ -33,7 +32,7 @@ def test_a_grid_is_drawn_once_and_found_again(run, tmp_path):
 
 def test_a_matrix_of_parts_in_json(run, tmp_path):
     drawn = run("grid", "a fox|at night|in rain", "--matrix", "--json", *QUICK, "--out", "here")
-    assert drawn.exit_code == 0, drawn.stderr
+    assert drawn.returncode == 0, drawn.stderr
     told = json.loads(drawn.stdout)
     assert [cell["place"] for cell in told["cells"]] == [[0, 0], [1, 0], [0, 1], [1, 1]]
     prompts = [read_picture(tmp_path / cell["path"]).request["prompt"] for cell in told["cells"]]
@@ -69,5 +68,5 @@ def test_a_way_is_written_as_its_name_says(run, tmp_path):
 )
 def test_wrong_words_are_refused_before_a_model_is_loaded(arguments, words, run, tmp_path):
     failed = run(*arguments, "--model", "/nowhere/at/all")
-    assert failed.exit_code == 2 and words in failed.stderr and "nowhere" not in failed.stderr
+    assert failed.returncode == 2 and words in failed.stderr and "nowhere" not in failed.stderr
     assert not list(tmp_path.iterdir())

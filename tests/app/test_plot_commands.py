@@ -1,17 +1,10 @@
-"""`safelight plot …` as a user meets it, in a process of its own."""
-
-import subprocess
-import sys
+"""`safelight plot …` as a user meets it."""
 
 import pytest
+from command_line import run
 from PIL import Image
 
 pytest.importorskip("matplotlib")
-
-
-def run(*arguments, cwd=None):
-    command = [sys.executable, "-m", "safelight", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""`safelight info` and `safelight again`, in processes of their own."""
+"""`safelight info` and `safelight again` as a user meets them."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 
+import command_line
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -15,11 +15,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    def run(*arguments):
-        command = [sys.executable, "-m", "safelight", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
-
-    return run
+    return partial(command_line.run, cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,13 @@
-"""`safelight film` and its neighbours as a user meets them, in a process of its own."""
+"""`safelight film` and its neighbours as a user meets them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from command_line import run
 from PIL import Image
 
 from safelight.checkpoint.save import save_autoencoder
 from safelight.pipeline.standin import random_model
-
-
-def run(*arguments, cwd=None):
-    command = [sys.executable, "-m", "safelight", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def test_film_writes_what_moves_and_never_overwrites(tmp_path):

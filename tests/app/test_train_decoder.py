@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import told as run
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import safelight
-from safelight.app.cli import app
 from safelight.checkpoint.load import load_decoder
 from safelight.checkpoint.save import save_autoencoder, save_decoder
 from safelight.errors import InputError
@@ -27,12 +26,6 @@ TINY = AutoencoderConfig(
 OPTIONS = ["--size", 16, "--channels", 8, "--layers", 1, "--batch-size", 4, "--warmup", 1, "--checkpoint-every", 2,
            "--sheet-every", 4, "--sheet-pictures", 2, "--log-every", 1, "--device", "cpu"]  # fmt: skip
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + str(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")

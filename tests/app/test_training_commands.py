@@ -9,11 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from command_line import told as run
 from PIL import Image
-from typer.testing import CliRunner
 
 import safelight
-from safelight.app.cli import app
 
 FIRST = ["--size", "16", "--channels", "8", "--multipliers", "1,2", "--layers", "1", "--batch-size", "4",
          "--features-steps", "3", "--disc-start", "2", "--disc-warmup", "1", "--disc-channels", "8",
@@ -34,12 +33,6 @@ def folder(tmp_path_factory):
         Image.fromarray(pixels).save(folder / "pictures" / f"{i:02}.png")
         (folder / "pictures" / f"{i:02}.txt").write_text(f"a {'red' if i % 2 else 'blue'} picture, number {i}")
     return folder
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + str(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")

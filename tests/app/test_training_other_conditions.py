@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import told as run
 from PIL import Image
-from typer.testing import CliRunner
 
 import safelight
-from safelight.app.cli import app
 from safelight.errors import InputError
 
 sys.path.append(str(Path(__file__).parent.parent / "training"))
@@ -24,12 +23,6 @@ SECOND = ["--size", "16", "--channels", "16", "--multipliers", "1,2", "--layers"
           "--sheet-every", "3", "--ema-decay", "0", "--log-every", "1"]  # fmt: skip
 SCENES = ["--scenes", "--classes", "name", "--device", "cpu"]
 QUICK = {"steps": 2, "seed": 1, "guidance_scale": 2.0, "width": 64, "height": 64}
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + str(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")
