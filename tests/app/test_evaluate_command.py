@@ -20,11 +20,13 @@ def sprites(tmp_path_factory):
 
 
 def test_train_a_classifier_and_evaluate_with_it(sprites, tmp_path):
-    shape = ("--size", 32, "--channels", "8,8", "--features", 8, "--steps", 2, "--batch-size", 2)
+    shape = ("--size", 32, "--channels", 8, "--channels", 8, "--features", 8, "--steps", 2, "--batch-size", 2)
     trained = run("train", "classifier", sprites, "--run", tmp_path / "run", *shape, "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
     folder = Path(trained.stdout.strip())
     assert (folder / "model.safetensors").exists()
+    asked = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]
+    assert asked["channels"] == [8, 8]  # as if it were "8,8"
     done = run(
         "evaluate", "random", "--data", sprites, "--classifier", folder, *SMALL, "--out", tmp_path / "out", "--json"
     )

@@ -95,7 +95,7 @@ def training_command(stage: str) -> Callable[..., Any]:
 
 
 def as_option(name: str, field: FieldInfo) -> Parameter:
-    """A recipe's field as a Typer parameter. Several numbers are one word: 1,2,4. Several texts repeat the option."""
+    """A recipe's field as a Typer parameter. Several texts repeat the option; several numbers may also be one word: 1,2,4."""
     kind: Any = field.annotation
     default, words = field.default, field.description
     if field.is_required():  # which the recipe says, after it has looked at the run
@@ -105,8 +105,8 @@ def as_option(name: str, field: FieldInfo) -> Parameter:
                          annotation=Annotated[str | None, typer.Argument(help=words)])  # fmt: skip
     if get_origin(kind) is tuple:
         texts = kind == tuple[str, ...]
-        kind = list[str] if texts else str
-        default = list(default) if texts else ",".join(map(str, default))
+        kind = list[str]
+        default = list(default) if texts or not default else [",".join(map(str, default))]
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer.Option(help=words)]
     )
@@ -114,8 +114,8 @@ def as_option(name: str, field: FieldInfo) -> Parameter:
 
 def as_field(field: FieldInfo, value: Any) -> Any:
     """What `as_option` took apart, put together again."""
-    if get_origin(field.annotation) is tuple and isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
+    if get_origin(field.annotation) is tuple and field.annotation != tuple[str, ...]:
+        return tuple(" ".join(value).replace(",", " ").split())
     return value
 
 
