@@ -95,7 +95,7 @@ def training_command(stage: str) -> Callable[..., Any]:
 
 
 def as_option(name: str, field: FieldInfo) -> Parameter:
-    """A recipe's field as a Typer parameter. Several texts repeat the option; several numbers may also be one word: 1,2,4."""
+    """A recipe's field as a Typer parameter. Several texts repeat the option; numbers may also be one word: 1,2,4."""
     kind: Any = field.annotation
     default, words = field.default, field.description
     if field.is_required():  # which the recipe says, after it has looked at the run
