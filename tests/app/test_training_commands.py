@@ -75,7 +75,8 @@ def test_a_run_goes_on_by_its_name_alone_and_refuses_other_options(second):
     output = run("train", "diffusion", "--run", second, "--learning-rate", "0.5", code=2)
     assert "learning_rate=0.0001, not 0.5" in output
     assert "is a run of the stage diffusion" in run("train", "autoencoder", "--run", second, code=2)
-    run("train", "diffusion", "--run", second, "--steps", "8", "--device", "cpu")
+    memory = ["--accumulate", "2", "--gradient-checkpointing"]  # as is advised where it does not suffice
+    run("train", "diffusion", "--run", second, "--steps", "8", *memory, "--device", "cpu")
     assert (second / "checkpoints" / "step-00000008").is_dir()
 
 
@@ -135,6 +136,7 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     assert "level 4 of the U-Net has norms of 32 channels" in output and "64 channels or more" in output
     arguments = ["--run", tmp_path / "d", "--autoencoder", first_stage, "--unet", "sd99", *SECOND]
     assert "neither a preset nor a file" in run("train", "diffusion", pictures, *arguments, code=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "file.txt", "unet.json"}  # and nothing half begun
 
 
 def test_help_answers_without_torch():

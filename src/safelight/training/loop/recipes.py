@@ -196,10 +196,12 @@ class DiffusionRecipe(DataConfig, DiffusionModelConfig, DiffusionConfig, LoopCon
     """All of `safelight train diffusion`."""
 
 
+# How it is computed, for a run that turned out to need more memory than there is
+COMPUTED = {"accumulate", "compile", "precision", "channels_last", "gradient_checkpointing", "parallel", "workers"}
 # The mix of scenes is among them, so that a training can go from simple ones to varied ones.
-MAY_CHANGE = {"steps", "mix", "workers", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row",
-              "compile", "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
-              "max_broken", "cache"}  # fmt: skip
+MAY_CHANGE = {"steps", "mix", "log_every", "checkpoint_every", "keep", "sheet_every", "skipped_in_a_row",
+              "sheet_prompts", "sheet_steps", "sheet_guidance", "sheet_pictures", "sheet_difference",
+              "max_broken", "cache", *COMPUTED}  # fmt: skip
 
 
 def recipe_of(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
@@ -232,7 +234,8 @@ def recipe_for(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str,
         raise InputError(f"{run} holds other things than a run", remedy="name a new or an empty folder with --run")
     recipe = recipe_of(kind, {**old, **given})
     new = json.loads(recipe.model_dump_json())
-    changed = [name for name in new if old and new[name] != old.get(name, new[name]) and name not in MAY_CHANGE]
+    fixed = new.keys() - MAY_CHANGE | ({"accumulate"} if new.get("buckets") else set())  # batches of one shape a pass
+    changed = [name for name in new if old and new[name] != old.get(name, new[name]) and name in fixed]
     if changed:
         what = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in changed)
         raise InputError(f"{run} was begun with {what}", remedy="leave these as they were, or name another run")
@@ -241,28 +244,46 @@ def recipe_for(run: Path, stage: str, kind: type[BaseModel], given: Mapping[str,
 
 @contextmanager
 def written_run(run: Path, stage: str, recipe: BaseModel, *, first: bool = True) -> Iterator[None]:
-    """Write the run's config.json; if the block fails before a new run has a log, nothing of the run stays.
+    """Write the run's config.json. If the block fails before it trains, the run is left as it was, or is not there.
 
     first: whether this is the process that writes.
     """
     from safelight.checkpoint.writing import write_json
-    from safelight.training.loop.log import LOG
 
-    new = first and not (run / CONFIG).exists()
+    config = run / CONFIG
+    old, before = config.read_bytes() if config.exists() else None, _training(run)
     try:
         if first:
             run.mkdir(parents=True, exist_ok=True)
-            write_json(run / CONFIG, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
+            write_json(config, {"stage": stage, "recipe": json.loads(recipe.model_dump_json())})
         yield
     except BaseException:
-        if new and not (run / LOG).exists():
-            shutil.rmtree(run / TOKENIZER, ignore_errors=True)
-            for name in (FEATURES, CONFIG):
-                (run / name).unlink(missing_ok=True)
-            for folder in (run / "checkpoints", run):
-                with suppress(OSError):  # it is not there, or holds other things
-                    folder.rmdir()
+        if first and _training(run) == before:
+            _withdraw(run, old)
         raise
+
+
+def _training(run: Path) -> tuple[int, int] | None:
+    """What changes whenever a training begins or goes on: it writes its log anew."""
+    from safelight.training.loop.log import LOG
+
+    return ((run / LOG).stat().st_ino, (run / LOG).stat().st_mtime_ns) if (run / LOG).exists() else None
+
+
+def _withdraw(run: Path, config: bytes | None) -> None:
+    """Give a run the config.json that it had; without one, take away what it was begun with."""
+    from safelight.checkpoint.writing import replacing
+
+    if config is not None:
+        with replacing(run / CONFIG) as file:
+            file.write(config)
+        return
+    shutil.rmtree(run / TOKENIZER, ignore_errors=True)
+    for name in (FEATURES, CONFIG):
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / "checkpoints", run):
+        with suppress(OSError):  # it is not there, or holds other things
+            folder.rmdir()
 
 
 def read_run(run: Path) -> dict[str, Any]:
