@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_autoencoder
-from safelight.errors import InputError, MissingPartError
+from safelight.errors import MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.bottleneck import GaussianPosterior, LatentScale, VectorQuantizer
 from safelight.models.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -41,7 +41,7 @@ from safelight.training.stages.adversarial import (
 from safelight.training.stages.autoencoder_config import AutoencoderTraining
 from safelight.training.stages.codebook import CodebookUse, revive
 from safelight.training.stages.noise import BatchNoise
-from safelight.training.stages.perceptual import figure_name
+from safelight.training.stages.perceptual import figure_name, placed
 from safelight.training.stages.reconstructions import reconstruction_sheet
 from safelight.training.stages.stage import Loss, Stage, Weights
 
@@ -134,12 +134,9 @@ class AutoencoderStage(Stage):
         without, `perceptual_weight` must be 0. seed: of sheets, of new places for codes, and of the scale's samples.
         The discriminator is drawn with torch's global generator.
         """
-        if perceptual is None and config.perceptual_weight:
-            remedy = "give LPIPS' weight files or stand-in features, or set perceptual_weight to 0"
-            raise InputError("there is no network for the perceptual loss", remedy=remedy)
         self.config, self.data, self.seed = config, data, seed
         self.device = autoencoder.decoder.conv_out.weight.device
-        self.perceptual = None if perceptual is None else perceptual.to(self.device).eval()
+        self.perceptual = placed(perceptual, config.perceptual_weight, self.device)
         if config.decoder_only:
             for part in (autoencoder.encoder, autoencoder.quant_conv, autoencoder.quantize):
                 part.requires_grad_(False)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_decoder
-from safelight.errors import InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.lpips import LPIPS
 from safelight.models.tiny_decoder import TinyDecoder
@@ -25,7 +24,7 @@ from safelight.training.loop.optim import adamw
 from safelight.training.loop.recipes import DecoderConfig
 from safelight.training.stages.adversarial import pixel_error
 from safelight.training.stages.noise import BatchNoise
-from safelight.training.stages.perceptual import figure_name
+from safelight.training.stages.perceptual import figure_name, placed
 from safelight.training.stages.reconstructions import decoder_sheet
 from safelight.training.stages.stage import Loss, Stage, Weights
 
@@ -49,14 +48,11 @@ class DecoderStage(Stage):
 
         perceptual: LPIPS or what stands in for it; without, `perceptual_weight` must be 0.
         """
-        if perceptual is None and config.perceptual_weight:
-            remedy = "give LPIPS' weight files or stand-in features, or set perceptual_weight to 0"
-            raise InputError("there is no network for the perceptual loss", remedy=remedy)
         decoder.config.check_fits(autoencoder.config)
         self.decoder, self.autoencoder, self.config = decoder.train(), autoencoder.eval().requires_grad_(False), config
         self.data, self.seed = data, seed
         self.device = next(decoder.parameters()).device
-        self.perceptual = None if perceptual is None else perceptual.to(self.device).eval()
+        self.perceptual = placed(perceptual, config.perceptual_weight, self.device)
         self.modules = {"decoder": decoder}
         self.averaged = ("decoder",)
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}

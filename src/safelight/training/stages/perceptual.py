@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from safelight.checkpoint.build import check
 from safelight.checkpoint.errors import WrongModel
 from safelight.checkpoint.files import Tensors, open_file
@@ -15,7 +17,7 @@ from safelight.checkpoint.writing import outgoing, write_safetensors
 from safelight.errors import InputError
 from safelight.models.lpips import LPIPS, VGG16, VGGConfig
 
-__all__ = ["LPIPS_NAME", "STAND_IN_NAME", "figure_name", "load_features", "load_lpips", "load_perceptual",
+__all__ = ["LPIPS_NAME", "STAND_IN_NAME", "figure_name", "load_features", "load_lpips", "load_perceptual", "placed",
            "save_features"]  # fmt: skip
 
 LPIPS_NAME = "LPIPS (VGG16)"
@@ -37,6 +39,14 @@ def load_perceptual(vgg: str | Path | None, heads: str | Path | None, features: 
     if vgg is not None and heads is not None:
         return load_lpips(vgg, heads)
     return None if features is None else load_features(features)
+
+
+def placed(metric: LPIPS | None, weight: float, device: torch.device) -> LPIPS | None:
+    """A loss's perceptual distance on its device. Raises InputError where it has a weight and there is none."""
+    if metric is None and weight:
+        remedy = "give LPIPS' weight files or stand-in features, or set perceptual_weight to 0"
+        raise InputError("there is no network for the perceptual loss", remedy=remedy)
+    return None if metric is None else metric.to(device).eval()
 
 
 def figure_name(metric: LPIPS | None) -> str:
