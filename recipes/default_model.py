@@ -3,6 +3,7 @@
     python recipes/default_model.py PICTURES --run RUN                   train, and write RUN/default
     python recipes/default_model.py PICTURES --run RUN --recipe gpu      the same, larger, on a GPU
     python recipes/default_model.py PICTURES --run RUN --recipe further  go on from the model that ships
+    python recipes/default_model.py PICTURES --run RUN --steps 2         see that all of it works
     python recipes/default_model.py --pack PICTURES SMALL --side 160     pictures for a machine that is far away
     python recipes/default_model.py --pack PICTURES SMALL --concepts recipes/concepts.txt      of these things alone
 
@@ -127,12 +128,13 @@ def main() -> int:
 
 def chosen(asked: argparse.Namespace) -> Path:
     """The pictures that a recipe learns from: all, or a collection packed of those that it names."""
-    if asked.recipe not in CONCEPTS:
+    concepts = asked.concepts or CONCEPTS.get(asked.recipe)
+    if concepts is None:
         return asked.pictures
     small = asked.run / "pictures.zip"
     if not small.is_file():
         small.parent.mkdir(parents=True, exist_ok=True)
-        pack(asked.pictures, small, concepts=CONCEPTS[asked.recipe], side=asked.side)
+        pack(asked.pictures, small, concepts=concepts, side=asked.side)
     return small
 
 
@@ -144,8 +146,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
     parser.add_argument("--device", help="cpu or cuda; by default the best there is")
     parser.add_argument("--minutes", type=float, help="stop after so many")
+    parser.add_argument("--steps", type=int, help="of every stage, instead of the recipe's")
     parser.add_argument("--pack", type=Path, nargs=2, metavar=("PICTURES", "SMALL"), help="write a smaller collection")
-    parser.add_argument("--concepts", type=Path, help="pack what this file names, and what stands behind it")
+    parser.add_argument("--concepts", type=Path, help="take what this file names alone, and what stands behind it")
     parser.add_argument("--side", type=int, default=160, help="longest side of a packed picture, in pixels")
     asked = parser.parse_args()
     if not asked.pack and not (asked.pictures and asked.run):
@@ -167,7 +170,7 @@ def train(
     words += ["--device", asked.device] if asked.device else []
     if "autoencoder" in made and stage != "autoencoder":
         words += ["--init" if stage == "decoder" else "--autoencoder", str(made["autoencoder"])]
-    for name, value in options.items():
+    for name, value in {**options, **({"steps": asked.steps} if asked.steps else {})}.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value).format(run=asked.run)]
     for prompt in PROMPTS if stage == "diffusion" else ():
         words += ["--sheet-prompts", prompt]
