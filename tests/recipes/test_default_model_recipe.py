@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "recipes"))
-sys.path.append(str(ROOT / "tests" / "training"))
+sys.path.append(str(Path(__file__).parents[2] / "recipes"))
+sys.path.append(str(Path(__file__).parents[1] / "training"))
 import default_model
 from sprite_sets import COLORS, write_sprites
 
@@ -37,7 +36,7 @@ def test_one_command_from_pictures_to_a_model(tmp_path):
     (folder / "licenses" / "MIT.txt").write_text("as is")
     shutil.make_archive(str(folder), "zip", folder)
     (tmp_path / "names.txt").write_text("# all\n" + "; ".join(COLORS))
-    command = [sys.executable, ROOT / "recipes" / "default_model.py", tmp_path / "pictures.zip", "--run",
+    command = [sys.executable, default_model.__file__, tmp_path / "pictures.zip", "--run",
                tmp_path / "run", "--steps", 1, "--concepts", tmp_path / "names.txt"]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
