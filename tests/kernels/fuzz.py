@@ -53,7 +53,15 @@ class Fuzz:
         self.generator = torch.Generator().manual_seed(seed)
 
     def cases(self, count: int) -> Iterator[Case]:
-        kinds = (self.conv3x3, self.attention, self.group_norm, self.linear, self.geglu)
+        kinds = (
+            self.conv3x3,
+            self.attention,
+            self.group_norm,
+            self.linear,
+            self.geglu,
+            self.linear_int8,
+            self.geglu_int8,
+        )
         for i in range(count):
             torch.set_num_threads(self.rng.randint(1, 4))
             yield kinds[i % len(kinds)]()
@@ -169,6 +177,35 @@ class Fuzz:
             lambda: k.linear(x, weight, bias, gate=True),
             lambda to: twins.geglu(to(x), to(weight), to(bias)),
         )
+
+    def linear_int8(self) -> Case:
+        k = self.kernels
+        n_in, n_out, rows = k.lanes * self.size(70), 2 * k.lanes * self.size(6), self.size(130)
+        x, (weight, scale) = self.strided(2, rows, n_in), self.int8(n_out, n_in)
+        bias, residual = self.maybe(lambda: self.values(n_out)), self.maybe(lambda: self.strided(2, rows, n_out))
+        assert k.takes_linear_int8(x, weight, scale, bias, residual)
+        return Case(
+            f"linear_int8 {rows}x{n_in} -> {n_out}",
+            lambda: k.linear_int8(x, weight, scale, bias, residual=residual),
+            lambda to: twins.linear(to(x), weight, to(bias), scale=scale, residual=to(residual)),
+        )
+
+    def geglu_int8(self) -> Case:
+        k = self.kernels
+        n_in, n_out, rows = k.lanes * self.size(40), k.lanes * self.size(12), self.size(130)
+        x, (weight, scale) = self.strided(rows, n_in), self.int8(2 * n_out, n_in)
+        bias = self.maybe(lambda: self.values(2 * n_out))
+        assert k.takes_linear_int8(x, weight, scale, bias)
+        return Case(
+            f"geglu_int8 {rows}x{n_in} -> {n_out}",
+            lambda: k.linear_int8(x, weight, scale, bias, gate=True),
+            lambda to: twins.geglu(to(x), weight, to(bias), scale=scale),
+        )
+
+    def int8(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """A weight in whole numbers, and what one of each row is worth."""
+        whole, scale = twins.quantize(self.strided(rows, columns, std=columns**-0.5))
+        return whole.to(torch.int8), scale[:, 0]
 
 
 def double(x: Tensor | None) -> Tensor | None:

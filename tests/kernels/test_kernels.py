@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from safelight.kernels import attention, group_norm
+from safelight.kernels import attention, geglu, group_norm, linear, quantize
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -49,3 +49,49 @@ def test_group_norm_sums_in_float32(dtype):
     y = group_norm(x, 1, None, None, 1e-5)
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), group_norm(x.float(), 1, None, None, 1e-5), rtol=0.01, atol=0.02)
+
+
+def int8_layer(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A weight (rows, columns), and the same in whole numbers with what one of each row is worth."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / columns**0.5
+    whole, scale = quantize(weight)
+    return weight, whole.to(torch.int8), scale[:, 0]
+
+
+def test_rows_are_rounded_to_127ths_of_their_largest():
+    x = torch.tensor([[1.0, -127.0, 63.4], [0.5, 0.25, -0.125], [0.0, 0.0, 0.0]])
+    whole, worth = quantize(x)
+    assert whole.tolist() == [
+        [1, -127, 63],
+        [127, 64, -32],
+        [0, 0, 0],
+    ]  # 63.5 and 31.75 are rounded to even, to nearest
+    torch.testing.assert_close(worth[:2, 0], torch.tensor([1, 0.5 / 127]))
+    assert (whole * worth - x).abs().le(worth / 2 + 1e-7).all()
+
+
+@torch.no_grad()
+def test_an_int8_layer_is_its_formula_and_near_the_exact_one():
+    weight, whole, scale = int8_layer(32, 64)
+    x, bias, residual = torch.randn(2, 5, 64), torch.randn(32), torch.randn(2, 5, 32)
+    rounded, worth = quantize(x)
+    y = linear(x, whole, bias, scale=scale, residual=residual)
+    torch.testing.assert_close(y, (rounded * worth) @ (whole * scale[:, None]).T + bias + residual)
+    exact = linear(x, weight, bias, residual=residual)
+    assert 1e-3 < (y - exact).norm() / exact.norm() < 0.02  # 0.008: two roundings of 1/254 of a largest at most
+
+
+@torch.no_grad()
+def test_a_gate_in_int8_is_its_formula():
+    _, whole, scale = int8_layer(32, 64)
+    x = torch.randn(7, 64)
+    a, b = linear(x, whole, scale=scale).chunk(2, dim=-1)
+    torch.testing.assert_close(geglu(x, whole, scale=scale), a * torch.nn.functional.gelu(b))
+
+
+def test_an_int8_layer_lets_gradients_through():
+    """Guidance by a loss goes through the network: rounding has no gradient, the layer that is rounded has."""
+    _, whole, scale = int8_layer(32, 64)
+    x = torch.randn(3, 64, requires_grad=True)
+    linear(x, whole, scale=scale, fast=True).sum().backward()
+    torch.testing.assert_close(x.grad, (whole * scale[:, None]).sum(0).expand(3, -1))

@@ -32,12 +32,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def library(folder):
-    """Compile a variant once for all tests that ask for it."""
+    """A variant's kernels for all tests that ask for it: as the package has them, or compiled once."""
     known = {}
 
     def get(name: str) -> Kernels:
         if name not in known:
-            known[name] = built(name, folder, ["-O1"] if "emulated" in name else [])  # else it compiles for long
+            ready = build.find(variant(name))
+            more = ["-O1"] if "emulated" in name else []  # else it compiles for long
+            known[name] = Kernels(variant(name), ready) if ready else built(name, folder, more)
         return known[name]
 
     return get
@@ -102,7 +104,9 @@ def layers(k: Kernels, seed: int) -> list[torch.Tensor]:
     q = torch.randn(2, 3, 130, 40, generator=g)
     m, n = torch.randn(70, 64, generator=g), torch.randn(96, 64, generator=g)
     norm = k.group_norm(x, 4, None, None, 1e-5, silu=True)
-    return [k.conv3x3(x, w), norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True)]
+    whole, scale = twins.quantize(n)
+    eight = k.linear_int8(m, whole.to(torch.int8), scale[:, 0])
+    return [k.conv3x3(x, w), norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True), eight]
 
 
 def test_results_do_not_depend_on_the_number_of_threads(avx2):
@@ -137,6 +141,7 @@ def test_what_is_not_finite_passes_through(name, value, library):
     x, w, q, bad = (t.to(dtype) for t in (x, w, q, bad))
     rows, matrix = x[0].flatten(1)[:, : 2 * k.lanes].contiguous(), w[..., 0, 0].contiguous()
     rows = torch.nn.functional.pad(rows, (0, max(0, 2 * k.lanes - rows.shape[1])))
+    ones, worth = torch.ones_like(matrix, dtype=torch.int8), torch.ones(len(matrix))
     pairs = [
         (k.conv3x3(x, w), twins.conv3x3(x, w)),
         (k.group_norm(x, 2, None, None, 1e-5), twins.group_norm(x, 2, None, None, 1e-5)),
@@ -145,6 +150,7 @@ def test_what_is_not_finite_passes_through(name, value, library):
         (k.attention(q, q, bad), twins.attention(q, q, bad)),
         (k.linear(rows, matrix), twins.linear(rows, matrix)),
         (k.linear(rows, matrix, gate=True), twins.geglu(rows, matrix)),
+        (k.linear_int8(rows, ones, worth), twins.linear(rows, ones, scale=worth)),
     ]
     for i, (ours, theirs) in enumerate(pairs):
         if theirs.isnan().any() or theirs.isinf().any():
@@ -234,6 +240,7 @@ def test_two_processes_may_build_at_once(tmp_path):
 def test_libraries_are_built_once_and_renewed_with_their_sources(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))
     v = variant("avx2")
     assert build.find(v) is None
     path = build.build(v, build.cache_folder())
@@ -259,8 +266,12 @@ WIDE = AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
         (AVX2, ["avx2_bf16", "avx2"]),
         (AVX2 | {"avx512f"}, ["avx2"]),  # AVX-512 without all that the wide kernels need; torch's bfloat16 is wider
         (WIDE, ["avx512", "avx2"]),
-        (WIDE | {"avx512_bf16"}, ["avx512_bf16", "avx512", "avx2"]),
-        (WIDE | {"avx512_bf16", "amx_bf16"}, ["avx512", "avx2"]),  # torch multiplies bfloat16 by AMX
+        (WIDE | {"avx512_vnni"}, ["avx512_vnni", "avx512", "avx2"]),
+        (WIDE | {"avx512_vnni", "avx512_bf16"}, ["avx512_bf16", "avx512_vnni", "avx512", "avx2"]),
+        (
+            WIDE | {"avx512_vnni", "avx512_bf16", "amx_bf16"},
+            ["avx512_vnni", "avx512", "avx2"],
+        ),  # torch multiplies bfloat16 by AMX
     ],
 )
 def test_only_what_the_cpu_has_is_chosen(features, names, monkeypatch):
@@ -272,7 +283,7 @@ def test_only_what_the_cpu_has_is_chosen(features, names, monkeypatch):
 def test_every_variant_compiles(name, tmp_path):
     """Those that this CPU cannot run as well: they are shipped in wheels. Loading one runs none of its code."""
     library = Kernels(variant(name), build.build(variant(name), tmp_path, ["-O0"]))
-    assert set(library._calls) == {"attention", "conv3x3", "group_norm", "linear"}
+    assert set(library._calls) == {"attention", "conv3x3", "group_norm", "linear", "linear_int8"}
 
 
 def test_small_calls_go_to_torch(monkeypatch, avx2):

@@ -1,7 +1,8 @@
 """The few hot operations of the networks: floor 0 of the house, torch alone.
 
     attention, group_norm, conv3x3, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
-    prepare     lets every part of a network ask for them
+    prepare     lets every part of a network ask for them, and turns its linear layers to int8 if that is wanted
+    quantize    rounds rows of numbers to 8 bits
     twins.py    each in plain torch: what it means, what trains, and what runs wherever there is nothing faster
     c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
     native.py   the C kernels behind ctypes        build.py    how and where they are compiled
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from safelight.kernels import twins
 from safelight.kernels.choice import kernels_for, pays, report
+from safelight.kernels.twins import quantize
 
-__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "report"]
+__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report"]
 
 
 def attention(
@@ -84,21 +86,45 @@ def conv3x3(
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None, fast: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    fast: bool = False,
 ) -> Tensor:
-    """x·weightᵀ + bias + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N)."""
+    """x·weightᵀ + bias + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N).
+
+    With `scale` (N), weight is int8 and row n of it stands for weight·scale[n]. Each row of x is then rounded to whole
+    numbers as well, in 127ths of its largest (W8A8): see `quantize`, and docs/speed.md for what that costs.
+    """
     c = kernels_for(x.dtype) if fast else None
-    if c and c.takes_linear(x, weight, bias, residual) and pays(c, "linear", rows(x)):
+    if (
+        c
+        and scale is not None
+        and c.takes_linear_int8(x, weight, scale, bias, residual)
+        and pays(c, "linear_int8", rows(x))
+    ):
+        return c.linear_int8(x, weight, scale, bias, residual=residual)
+    if c and scale is None and c.takes_linear(x, weight, bias, residual) and pays(c, "linear", rows(x)):
         return c.linear(x, weight, bias, residual=residual)
-    return twins.linear(x, weight, bias, residual=residual)
+    return twins.linear(x, weight, bias, scale=scale, residual=residual)
 
 
-def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, fast: bool = False) -> Tensor:
-    """a·gelu(b), where (a, b) = x·weightᵀ + bias (Shazeer 2020, arXiv 2002.05202): weight (2N, K) -> (..., N)."""
+def geglu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None, fast: bool = False
+) -> Tensor:
+    """a·gelu(b), where (a, b) = x·weightᵀ + bias (Shazeer 2020, arXiv 2002.05202): weight (2N, K) -> (..., N).
+
+    `scale` (2N) as in `linear`.
+    """
     c = kernels_for(x.dtype) if fast else None
-    if c and c.takes_linear(x, weight, bias) and pays(c, "geglu", rows(x)):
+    if c and scale is not None and c.takes_linear_int8(x, weight, scale, bias) and pays(c, "linear_int8", rows(x)):
+        return c.linear_int8(x, weight, scale, bias, gate=True)
+    if c and scale is None and c.takes_linear(x, weight, bias) and pays(c, "geglu", rows(x)):
         return c.linear(x, weight, bias, gate=True)
-    return twins.geglu(x, weight, bias)
+    return twins.geglu(x, weight, bias, scale=scale)
 
 
 def tiles(x: Tensor, up: bool) -> int:
@@ -112,17 +138,22 @@ def rows(x: Tensor) -> int:
     return x.numel() // x.shape[-1]
 
 
-def prepare(network: nn.Module, *, fast: bool = True) -> bool:
+def prepare(network: nn.Module, *, fast: bool = True, int8: bool = False) -> bool:
     """Let a network's parts use the C kernels where this machine has them for its dtype; tell whether it has.
 
     The kernels read the weights themselves, so a prepared network is saved, moved and trained as before, and with
     `fast` False computes in torch again. Convolutions are laid out channels-last in memory, for the kernels and torch.
+
+    `int8` rounds the weights of linear layers in attention and feed-forward for good: such a network is for drawing
+    alone, with or without C kernels.
     """
     parameter = next(network.parameters())
     fast = fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None
     for part in network.modules():
         if hasattr(part, "fast"):
             part.fast = fast  # type: ignore[assignment]  # torch types attributes as tensors or modules
+        if int8 and hasattr(part, "to_int8"):
+            part.to_int8()  # type: ignore[operator]
         if fast and isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fast

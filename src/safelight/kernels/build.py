@@ -46,15 +46,18 @@ class Variant:
 
 WIDE = frozenset({"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"})
 AMX = frozenset({"amx_bf16"})
+BYTES = ("-mavx512vnni", "-DVNNI")
+PAIRS = ("-mavx512bf16", "-DPAIRS")
 VARIANTS = (
-    Variant("avx512_bf16", 16, "bfloat16", WIDE | {"avx512_bf16"}, (*AVX512, "-mavx512bf16", "-DPAIRS"), AMX),
+    Variant("avx512_bf16", 16, "bfloat16", WIDE | {"avx512_vnni", "avx512_bf16"}, (*AVX512, *BYTES, *PAIRS), AMX),
+    Variant("avx512_vnni", 16, "float32", WIDE | {"avx512_vnni"}, (*AVX512, *BYTES)),
     Variant("avx512", 16, "float32", WIDE, AVX512),
     Variant("avx2_bf16", 8, "bfloat16", frozenset({"avx2", "fma"}), AVX2, frozenset({"avx512f"})),
     Variant("avx2", 8, "float32", frozenset({"avx2", "fma"}), AVX2),
 )
 # The code of the wide variants, with their instructions spelled out: slow, for tests on machines that lack them.
 EMULATED = (
-    Variant("emulated_avx512_bf16", 16, "bfloat16", frozenset({"avx2", "fma"}), (*AVX2, "-DPAIRS")),
+    Variant("emulated_avx512_bf16", 16, "bfloat16", frozenset({"avx2", "fma"}), (*AVX2, "-DPAIRS", "-DVNNI")),
     Variant("emulated_avx512", 16, "float32", frozenset({"avx2", "fma"}), AVX2),
 )
 

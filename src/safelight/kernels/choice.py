@@ -23,6 +23,7 @@ LEAST = {
     "group_norm": (8192, "values"),
     "attention": (256, "queries"),
     "geglu": (32, "rows"),
+    "linear_int8": (1, "rows"),
 }
 LEAST_EMULATED = {"conv3x3": 1, "geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
 NARROW = 64  # the widest head whose attention pays in float32

@@ -18,6 +18,7 @@ ARGUMENTS = {
     "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3,
     "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
     "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 2,
+    "linear_int8": [c_void_p] * 6 + [c_long] * 3 + [c_int] * 2,
 }
 
 
@@ -140,6 +141,33 @@ class Kernels:
         x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
         residual = None if residual is None else residual.expand_as(y).contiguous()
         self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)
+        return y
+
+    def takes_linear_int8(
+        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> bool:
+        """As `takes_linear`, for a weight of int8 with a scale for each row, and at most 65,536 features in."""
+        (n, k), whole = weight.shape, weight.dtype == torch.int8 and weight.device.type == "cpu"
+        fits = n % (2 * self.lanes) == 0 and k % self.lanes == 0 and 0 < k <= 65_536
+        same = x.shape[-1] == k and scale.shape == (n,) and is_row(bias, n)
+        return whole and fits and same and x.numel() > 0 and self.takes(x, bias, residual)
+
+    def linear_int8(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        gate: bool = False,
+    ) -> Tensor:
+        """As `kernels.linear` with a scale, or with `gate` as `kernels.geglu` with one."""
+        n, k = weight.shape
+        n, rows = n // 2 if gate else n, x.numel() // k
+        x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
+        residual = None if residual is None else residual.expand_as(y).contiguous()
+        self._run("linear_int8", x, weight, float32(scale), float32(bias), residual, y, rows, k, n, gate)
         return y
 
     def _run(self, name: str, *arguments: object) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attention", "conv3x3", "geglu", "group_norm", "linear"]
+__all__ = ["attention", "conv3x3", "geglu", "group_norm", "linear", "quantize"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -44,13 +44,36 @@ def conv3x3(
     return F.silu(y) if silu else y
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """See `kernels.linear`."""
-    y = F.linear(x, weight, bias)
+    y = F.linear(x, weight, bias) if scale is None else linear_int8(x, weight, scale, bias)
     return y if residual is None else residual + y
 
 
-def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scale: Tensor | None = None) -> Tensor:
     """See `kernels.geglu`."""
-    a, b = F.linear(x, weight, bias).chunk(2, dim=-1)
+    a, b = linear(x, weight, bias, scale=scale).chunk(2, dim=-1)
     return a * F.gelu(b)
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`kernels.linear` with a scale, in float32; for a gradient, which rounding has none of, x is left as it is."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+    whole, step = quantize(x)
+    y = F.linear(whole, weight.float()) * (step * scale.float())
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., K) -> whole numbers from -127 to 127, as floats, and what one of them is worth in each row, (..., 1)."""
+    x = x.float()
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    return (x * (largest.reciprocal() * 127)).clamp(-127, 127).round(), largest / 127

@@ -9,7 +9,7 @@ Transformer         an image's pixels as tokens through transformer blocks, + x:
 from torch import Tensor, nn
 
 from safelight import kernels
-from safelight.models.layers import GroupNorm
+from safelight.models.layers import GroupNorm, Linear
 from safelight.models.once import Once, fan_out, read
 
 __all__ = ["GEGLU", "Attention", "AttentionBlock", "Transformer", "TransformerBlock"]
@@ -27,11 +27,12 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=bias)
-        source = dim if context_dim is None else context_dim
-        self.to_k = nn.Linear(source, dim, bias=bias)
-        self.to_v = nn.Linear(source, dim, bias=bias)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim))  # a list of one, because the field names it to_out.0
+        # What is made of a context is made once a prompt: that layer stays as it is where the others turn to int8.
+        source, layer = (dim, Linear) if context_dim is None else (context_dim, nn.Linear)
+        self.to_q = Linear(dim, dim, bias=bias)
+        self.to_k = layer(source, dim, bias=bias)
+        self.to_v = layer(source, dim, bias=bias)
+        self.to_out = nn.Sequential(Linear(dim, dim))  # a list of one, because the field names it to_out.0
 
     def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
         """x (B, L, dim) attends to context (B, M, context_dim), or to itself -> (B, L, dim)."""
@@ -74,11 +75,11 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * inner)
+        self.proj = Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., inner)."""
-        return kernels.geglu(x, self.proj.weight, self.proj.bias, fast=self.fast)
+        return kernels.geglu(x, self.proj.weight, self.proj.bias, scale=self.proj.scale, fast=self.fast)
 
 
 class FeedForward(nn.Module):
@@ -87,7 +88,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         # The middle place was once a dropout; the field names the last layer net.2 ever since.
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> the same shape."""

@@ -1,6 +1,7 @@
 """The parts that the U-Net and the autoencoder are drawn with. Parameter names are diffusers'.
 
     GroupNorm               group normalisation, then an activation
+    Linear                  a linear layer, in int8 if asked to be
     Conv3x3                 the 3x3 convolution that most of the arithmetic is in
     ResBlock                norm, act, conv, (+ embedding), norm, act, dropout, conv, + x; may resample on the way
     Downsample, Upsample    a strided convolution; nearest neighbour and a convolution
@@ -19,7 +20,17 @@ from safelight import kernels
 from safelight.errors import InputError, nearest
 from safelight.models.once import Once, read
 
-__all__ = ["ACTIVATIONS", "Conv3x3", "Downsample", "GroupNorm", "ResBlock", "Upsample", "activation", "zero_init"]
+__all__ = [
+    "ACTIVATIONS",
+    "Conv3x3",
+    "Downsample",
+    "GroupNorm",
+    "Linear",
+    "ResBlock",
+    "Upsample",
+    "activation",
+    "zero_init",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -65,6 +76,27 @@ class GroupNorm(nn.GroupNorm):
         """(B, C, ...) -> the same shape."""
         y = kernels.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu, fast=self.fast)
         return y if self.act is None else self.act(y)
+
+
+class Linear(nn.Linear):
+    """A linear layer. Once it is told `to_int8`, `weight` is whole numbers, worth `scale` (out_features) each."""
+
+    fast = False
+    scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.register_buffer("scale", None)
+
+    def to_int8(self) -> None:
+        """Round the weight, which is let go of: each row to 127ths of its largest. This cannot be undone."""
+        if self.scale is None:
+            whole, scale = kernels.quantize(self.weight.detach())
+            self.weight, self.scale = nn.Parameter(whole.to(torch.int8), requires_grad=False), scale[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return kernels.linear(x, self.weight, self.bias, scale=self.scale, fast=self.fast)
 
 
 class Conv3x3(nn.Conv2d):

@@ -5,7 +5,7 @@
  *   rows |   x    |       x     n   |  u   |        +=        |  m   | rows
  *        +--------+                 +------+                  +------+
  *
- * u is packed, [n][PANEL]; m is [rows][PANEL] floats. x is where it lies: word k of row r is x[r·row + k·step]. Each
+ * u is packed, [n][PANEL]; m is [rows][PANEL] totals. x is where it lies: word k of row r is x[r·row + k·step]. Each
  * word of x is broadcast, each of u is loaded once for ROWS rows: two loads and ROWS broadcasts feed 2·ROWS products.
  * ROWS is what fills the registers: 6 of 16 (2·6 sums, 2 of u, 1 broadcast), 12 of 32.
  * Every element of m is one chain of sums in the order of k, so results do not depend on how work is split.
@@ -16,11 +16,11 @@
 
 enum { PANEL = 2 * LANES, ROWS = LANES == 8 ? 6 : 12 };
 
-INLINE void few_rows(int rows, const word *x, long row, long step, const word *u, long n, float *m, int add) {
-    vf sum[ROWS][2];
+INLINE void few_rows(int rows, const word *x, long row, long step, const word *u, long n, total *m, int add) {
+    vt sum[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) {
-        sum[r][0] = add ? loadf(m + r * PANEL) : (vf){};
-        sum[r][1] = add ? loadf(m + r * PANEL + LANES) : (vf){};
+        sum[r][0] = add ? load_total(m + r * PANEL) : (vt){};
+        sum[r][1] = add ? load_total(m + r * PANEL + LANES) : (vt){};
     }
     for (long k = 0; k < n; k++, x += step, u += PANEL) {
         vw u0 = load_words(u), u1 = load_words(u + LANES);
@@ -30,13 +30,13 @@ INLINE void few_rows(int rows, const word *x, long row, long step, const word *u
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        storef(m + r * PANEL, sum[r][0]);
-        storef(m + r * PANEL + LANES, sum[r][1]);
+        store_total(m + r * PANEL, sum[r][0]);
+        store_total(m + r * PANEL + LANES, sum[r][1]);
     }
 }
 
 /* m = x·u, or m += x·u with `add`. The last rows are shared out evenly: few rows cannot hide the latency of a sum. */
-static void gemm(long rows, const word *x, long row, long step, const word *u, long n, float *m, int add) {
+static void gemm(long rows, const word *x, long row, long step, const word *u, long n, total *m, int add) {
     while (rows > 0) {
         int r = rows >= 2 * ROWS ? ROWS : rows > ROWS ? (rows + 1) / 2 : rows;
 #define CASE(R) case R: few_rows(R, x, row, step, u, n, m, add); break;
@@ -51,6 +51,7 @@ static void gemm(long rows, const word *x, long row, long step, const word *u, l
     }
 }
 
+#ifndef WHOLE
 /* Pack n neighbouring elements of PANEL rows of a matrix: u[k][j] = rows[j][k]. n is a multiple of LANES. */
 INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
     for (long k = 0; k < n; k += LANES) for (int half = 0; half < 2; half++) {
@@ -62,3 +63,4 @@ INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
             store_words(to + i / PER_WORD * PANEL, a[i], a[i + PER_WORD - 1]);
     }
 }
+#endif

@@ -3,15 +3,17 @@
  * A `vf` is LANES floats, in GCC's and Clang's portable vector types: + - * and comparisons work on it, and the compiler
  * picks the instructions (a product added is fused where the CPU can). Each kernel is compiled once per variant:
  *
- *     variant       LANES  tensors of  a product is
- *     avx2          8      float       x·u
- *     avx2_bf16     8      bfloat16    x·u, in float
- *     avx512        16     float       x·u
- *     avx512_bf16   16     bfloat16    x[0]·u[0] + x[1]·u[1] in one instruction, VDPBF16PS (PAIRS)
+ *     variant       LANES  tensors of  a product is                    of whole numbers, with WHOLE
+ *     avx2          8      float       x·u                             two at once, VPMADDWD
+ *     avx2_bf16     8      bfloat16    x·u, in float                   the same
+ *     avx512        16     float       x·u                             the same
+ *     avx512_vnni   16     float       x·u                             four at once, VPDPBUSD (VNNI)
+ *     avx512_bf16   16     bfloat16    two at once, VDPBF16PS (PAIRS)  four at once
  *
  * An `elem` is what tensors hold: float, or bfloat16 as its 16 bits. A `word` is what one lane multiplies at a time: a
- * float, or with PAIRS two bfloat16 of neighbouring k. Sums are always float. Where the compiler may not use VDPBF16PS
- * the same sums are spelled out: so the tests run every variant's own code on any CPU with AVX2.
+ * float, or with PAIRS two bfloat16 of neighbouring k, or with WHOLE two or four whole numbers. A `total` is what sums
+ * are: float, or with WHOLE int32. Where the compiler may not use these instructions the same sums are spelled out: so
+ * the tests run every variant's own code on any CPU with AVX2.
  */
 #pragma once
 #include <math.h>
@@ -80,6 +82,34 @@ INLINE float scalar(elem x) { return x; }
 INLINE elem element(float f) { return f; }
 #endif
 
+#ifdef WHOLE /* a file asks for words of whole numbers */
+typedef int32_t word, total;
+typedef vi vw, vt;
+#ifdef VNNI /* four int8 of u, and of x four uint8 */
+enum { PER_WORD = 4 };
+INLINE vt dot(vt sum, word x, vi u) {
+#if defined(__AVX512VNNI__) && LANES == 16
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)u);
+#else
+    for (int bit = 0; bit < 32; bit += 8) sum += ((x >> bit) & 255) * ((vi)((vu)u << (24 - bit)) >> 24);
+    return sum;
+#endif
+}
+#else /* two int16 */
+enum { PER_WORD = 2 };
+INLINE vt dot(vt sum, word x, vi u) {
+#if defined(__AVX2__) && LANES == 8
+    return sum + (vi)_mm256_madd_epi16(_mm256_set1_epi32(x), (__m256i)u);
+#elif defined(__AVX512BW__) && LANES == 16
+    return sum + (vi)_mm512_madd_epi16(_mm512_set1_epi32(x), (__m512i)u);
+#else
+    return sum + (int16_t)x * ((vi)((vu)u << 16) >> 16) + (x >> 16) * (u >> 16);
+#endif
+}
+#endif
+#else
+typedef float total;
+typedef vf vt;
 #if defined(PAIRS) && !defined(FLOAT_WORDS) /* a file may ask for words of float in any variant */
 typedef uint32_t word;
 typedef vu vw;
@@ -103,7 +133,10 @@ INLINE word join_words(float first, float second) { (void)second; return first; 
 INLINE void store_words(word *p, vf first, vf second) { (void)second; storef(p, first); }
 INLINE vf dot(vf sum, word x, vf u) { return sum + x * u; }
 #endif
+#endif
 INLINE vw load_words(const word *p) { vw v; memcpy(&v, p, sizeof v); return v; }
+INLINE vt load_total(const total *p) { vt v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store_total(total *p, vt v) { memcpy(p, &v, sizeof v); }
 
 /* 2^t for t in [-126, 127]; beyond, the value at the end. Taylor's series to t^6 on [-1/2, 1/2]: 1.5e-7 relative. */
 INLINE vf exp2v(vf t) {
