@@ -3,7 +3,7 @@
     python recipes/default_model.py PICTURES --run RUN                   train, and write RUN/default
     python recipes/default_model.py PICTURES --run RUN --recipe gpu      the same, larger, on a GPU
     python recipes/default_model.py PICTURES --run RUN --recipe further  go on from the model that ships
-    python recipes/default_model.py PICTURES --run RUN --steps 2         see that all of it works
+    python recipes/default_model.py PICTURES --run RUN --steps 2 --batch-size 4       see that it works
     python recipes/default_model.py --pack PICTURES SMALL --side 160     pictures for a machine that is far away
     python recipes/default_model.py --pack PICTURES SMALL --concepts recipes/concepts.txt      of these things alone
 
@@ -146,7 +146,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="cpu")
     parser.add_argument("--device", help="cpu or cuda; by default the best there is")
     parser.add_argument("--minutes", type=float, help="stop after so many")
-    parser.add_argument("--steps", type=int, help="of every stage, instead of the recipe's")
+    parser.add_argument("--steps", type=int, help="of every stage at most, to see that it works")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
     parser.add_argument("--pack", type=Path, nargs=2, metavar=("PICTURES", "SMALL"), help="write a smaller collection")
     parser.add_argument("--concepts", type=Path, help="take what this file names alone, and what stands behind it")
     parser.add_argument("--side", type=int, default=160, help="longest side of a packed picture, in pixels")
@@ -170,7 +171,12 @@ def train(
     words += ["--device", asked.device] if asked.device else []
     if "autoencoder" in made and stage != "autoencoder":
         words += ["--init" if stage == "decoder" else "--autoencoder", str(made["autoencoder"])]
-    for name, value in {**options, **({"steps": asked.steps} if asked.steps else {})}.items():
+    if asked.steps:
+        fewer = {name: min(value, asked.steps) for name, value in options.items() if name.endswith("steps")}
+        options = {**options, **fewer}
+    if asked.batch_size:
+        options = {**options, "batch-size": asked.batch_size}
+    for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value).format(run=asked.run)]
     for prompt in PROMPTS if stage == "diffusion" else ():
         words += ["--sheet-prompts", prompt]
