@@ -78,7 +78,8 @@ def test_redraws_and_inpaints_files(tmp_path):
     [
         (("a", "--steps", "0"), 2, "steps"),
         (("a", "--stepz", "3"), 2, "--steps"),
-        (("a", "--sampler", "eulr"), 2, "euler"),
+        (("a", "--sampler", "eulr", "--model", "/nowhere"), 2, "euler"),  # before a model is looked for
+        (("a", "--grid", "karas", "--model", "/nowhere"), 2, "karras"),
         (("image2image", "a", "nowhere.png"), 2, "nowhere.png"),
         (("a", "--model", "/nowhere/at/all"), 1, "nowhere"),
         (("a", "--dtype", "int7"), 2, "float32"),

@@ -19,6 +19,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by defau
 DecoderOption = Annotated[
     str | None, typer.Option(help="folder of a tiny decoder to draw with, from `safelight train decoder`")
 ]
+VaeOption = Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
 PreviewOption = Annotated[bool, typer.Option("--preview", help="show in the terminal what is coming, at each step")]
@@ -30,7 +31,7 @@ LOADING: dict[str, tuple[Any, Any]] = {
     "dtype": (None, DtypeOption),
     "variant": (None, Annotated[str | None, typer.Option(help="of a folder's files, such as fp16")]),
     "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
-    "vae": (None, Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]),
+    "vae": (None, VaeOption),
     "decoder": (None, DecoderOption),
     "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),
     "prediction_type": (

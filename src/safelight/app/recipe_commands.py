@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight.app.console import onlooker, say, table, warn
-from safelight.app.options import DecoderOption, DeviceOption, DtypeOption, JsonOption, OutOption
+from safelight.app.options import DecoderOption, DeviceOption, DtypeOption, JsonOption, OutOption, VaeOption
 
 SHOWN = 400  # characters of a value that people are shown; --json has the whole
 
@@ -63,6 +63,7 @@ def again(
     image: Annotated[Path | None, typer.Option(help="the picture that it was drawn from, if any")] = None,
     mask: Annotated[Path | None, typer.Option(help="the mask that it was drawn with, if any")] = None,
     class_map: Annotated[Path | None, typer.Option(help="the map of classes that it was drawn from, if any")] = None,
+    vae: VaeOption = None,
     decoder: DecoderOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -82,9 +83,10 @@ def again(
     required(reading, **inputs)  # before anything that takes a while
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
         if model is None:
-            loaded = model_for(reading, device=device, dtype=dtype, decoder=decoder)
+            loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder)
         else:
-            loaded = load(model, device=device, dtype=dtype or reading.model.get("dtype"), decoder=decoder)
+            dtype = dtype or reading.model.get("dtype")
+            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder)
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else seed}"

@@ -88,6 +88,13 @@ def grid(name: str, *, label: str) -> Callable[[Callable[..., Levels]], Callable
     return register
 
 
+def find(name: str) -> GridKind:
+    """The grid of that name; InputError names the nearest ones."""
+    if name not in GRIDS:
+        raise InputError(f"grid {name!r} is unknown", remedy=nearest(name, GRIDS))
+    return GRIDS[name]
+
+
 def make_grid(
     schedule: NoiseSchedule, steps: int, name: str = "karras", *, final_sigma: str | float = "zero", **options: Any
 ) -> Grid:
@@ -95,9 +102,7 @@ def make_grid(
 
     Raises InputError for an unknown name or option, or a number of steps the grid cannot have.
     """
-    if name not in GRIDS:
-        raise InputError(f"grid {name!r} is unknown", remedy=nearest(name, GRIDS))
-    kind = GRIDS[name]
+    kind = find(name)
     for word in options:
         if word not in kind.options:
             remedy = nearest(word, kind.options) if kind.options else "it has no options"

@@ -232,4 +232,8 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
             f"{name}={first['input']!r}: {message[0].lower()}{message[1:]}" if name in values else f"{name} is missing"
         )
         raise InputError(what, remedy=f"{name}: {model.model_fields[name].description}") from None
-    return {name: getattr(request, name) for name in model.model_fields}
+    complete = {name: getattr(request, name) for name in model.model_fields}
+    from safelight.diffusion import grids, samplers  # which takes a while, as whatever comes next does
+
+    samplers.find(complete["sampler"]), grids.find(complete["grid"])
+    return complete

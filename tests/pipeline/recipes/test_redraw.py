@@ -7,13 +7,15 @@ import pytest
 from PIL import Image
 
 import safelight
+from safelight.checkpoint.save import save_autoencoder, save_decoder
 from safelight.errors import InputError, MissingPartError
+from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import save_picture
 from safelight.pipeline.recipes import weights
 from safelight.pipeline.recipes.reading import read_picture
 from safelight.pipeline.recipes.recipe import ModelCard, Recipe
-from safelight.pipeline.recipes.redraw import difference, model_for, redraw
+from safelight.pipeline.recipes.redraw import difference, model_for, redraw, weights_of
 
 QUICK = {"steps": 3, "seed": 5}
 SIZE = {"width": 64, "height": 64}
@@ -180,6 +182,30 @@ def test_the_default_model_is_that_of_this_package(tmp_path, memory):
     assert reading.model["name"] == "default" and reading.model["weights"] and not memory.exists()
     redrawn = redraw(reading, model_for(reading))
     assert redrawn.remarks == () and difference(path, redrawn.pictures[0]) == "the pixels are identical"
+
+
+def test_a_vae_and_a_decoder_are_found_again_beside_the_model(model, single, tmp_path, memory):
+    stage = model.autoencoder.config
+    levels = len(stage.block_out_channels)
+    shape = TinyDecoderConfig(latent_channels=stage.embed_dim, block_out_channels=(8,) * levels,
+                              num_blocks=(1,) * levels, scaling_factor=stage.scaling_factor)  # fmt: skip
+    save_decoder(TinyDecoder(shape), tmp_path / "tiny")
+    save_autoencoder(model.autoencoder, tmp_path / "first")
+    parts = {"vae": tmp_path / "first", "decoder": tmp_path / "tiny"}
+    loaded = load(single, prediction_type="sample", **parts)
+    path = safelight.text_to_image(loaded, "a fox", steps=1, seed=1, **SIZE).save(tmp_path / "drawn")[0]
+    reading = read_picture(path)
+    assert weights.find_model(weights_of(reading)) == single  # by its own files alone
+    found = model_for(reading)
+    redrawn = redraw(reading, found)
+    assert redrawn.remarks == () and difference(path, redrawn.pictures[0]) == "the pixels are identical"
+    own = {name: file for name, file in found.weights.items() if "decoder" not in name}
+    remarks = redraw(reading, replace(found, decoder=None, weights=own)).remarks
+    assert remarks == ("this is not the decoder that drew it: the hashes of the weights differ",)
+    parts["decoder"].rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingPartError, match=r"the decoder is not known on this machine \(.* sha256") as raised:
+        model_for(reading)
+    assert "--decoder" in raised.value.remedy
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "evil/model", "a.ckpt", ""])

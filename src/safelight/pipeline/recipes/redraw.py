@@ -10,12 +10,12 @@ from PIL import Image
 from safelight.checkpoint.load import DEFAULT
 from safelight.errors import InputError, MissingPartError
 from safelight.pipeline.bundle import LatentDiffusion
-from safelight.pipeline.fields import parameters
+from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import Pictures
 from safelight.pipeline.recipes.reading import not_drawn
 from safelight.pipeline.recipes.recipe import INPUTS, ModelCard, Reading, fingerprint
-from safelight.pipeline.recipes.weights import find_model
+from safelight.pipeline.recipes.weights import PARTS, find_model, part_of
 from safelight.pipeline.tasks import TASKS
 
 IN_MEMORY = ("random",)  # names that `load` makes a model of without a file
@@ -32,14 +32,20 @@ class Redrawn:
 def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     """Load the model that a recipe names, from this machine alone: by its hashes, as ours, or from the hub's cache.
 
-    Raises MissingPartError, with its name and hash, where it is not to be found.
+    So with a VAE or a tiny decoder that was given beside it, where `options` give none.
+    Raises MissingPartError, with name and hash, for what is not to be found.
     """
     said = reading.model
     options = {"dtype": said.get("dtype")} | {name: value for name, value in options.items() if value is not None}
-    name, weights = str(said.get("name", "")), said.get("weights")
+    name, weights = str(said.get("name", "")), weights_of(reading)
+    for part in PARTS:
+        if weights_of(reading, part) and part not in options:
+            options[part] = find_model(weights_of(reading, part))
+            if options[part] is None:
+                raise missing(reading, part)
     if name in IN_MEMORY and not weights:
         return load(name, **options)
-    place = find_model(weights if isinstance(weights, dict) else None, short=str(said.get("hash", "")))
+    place = find_model(weights, short=str(said.get("hash", "")))
     if place is not None:
         return load(place, prediction_type=said.get("prediction_type"), **options)
     if name == DEFAULT:  # of this version of the package; `redraw` tells where its hashes are others
@@ -53,14 +59,20 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     raise missing(reading)
 
 
-def missing(reading: Reading) -> MissingPartError:
-    """The error for a model that is not here: its name and hash, and what to do."""
-    said = reading.model
-    weights = said.get("weights")
-    hashes = [f"{file} sha256 {digest}" for file, digest in weights.items()] if isinstance(weights, dict) else []
-    known = hashes or [str(said.get("hash", "no hash known"))]
-    what = f"the model {said.get('name') or 'without a name'!r} is not known on this machine ({'; '.join(known)})"
-    return MissingPartError(what, remedy="give it with --model: a file, a folder or a hub id")
+def weights_of(reading: Reading, part: str = "") -> dict[str, str]:
+    """The hashes that a file tells of its model, or of a part that was given beside it: name -> sha256."""
+    weights = reading.model.get("weights")
+    return {name: digest for name, digest in dict(weights or {}).items() if part_of(name) == part}
+
+
+def missing(reading: Reading, part: str = "") -> MissingPartError:
+    """The error for a model, or a part beside it, that is not here: its name and hash, and what to do."""
+    said, option = reading.model, part or "model"
+    hashes = [f"{file} sha256 {digest}" for file, digest in weights_of(reading, part).items()]
+    known = "; ".join(hashes or [str(said.get("hash", "no hash known"))])
+    name = "" if part else f" {said.get('name') or 'without a name'!r}"
+    what = f"the {option}{name} is not known on this machine ({known})"
+    return MissingPartError(what, remedy=f"give it with --{option}: a file, a folder or a hub id")
 
 
 def redraw(
@@ -115,7 +127,7 @@ def _single(drawn: Pictures, k: int) -> Pictures:
 def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
     """Those of `image` and `mask` that the task takes.
 
-    Raises InputError where one is missing, or one too many, and for a task that is none here.
+    Raises InputError where one is missing, or one too many, and for a task, sampler or grid that is none here.
     """
     if reading.task not in TASKS:
         what, remedy = not_drawn(reading.task)
@@ -133,6 +145,7 @@ def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
             given[name] = inputs[name]
         elif inputs.get(name) is not None:
             raise InputError(f"{reading.task} takes no {name}", remedy=f"leave --{option} out")
+    validate(TASKS[reading.task], {**reading.request, **given})
     return given
 
 
@@ -144,15 +157,15 @@ def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) ->
     if reading.kept:
         remarks.append(f"not understood, and left out: {', '.join(reading.kept)}")
     card = ModelCard.of(model).hashed()
-    if recipe.model.weights and card.weights != recipe.model.weights:
-        remarks.append("this is not the model that drew it: the hashes of the weights differ")
+    then, now = (one.weights if recipe.model.weights else {} for one in (recipe.model, card))
+    for part in sorted({part_of(name) for name in {*then, *now} if then.get(name) != now.get(name)}):
+        remarks.append(f"this is not the {part or 'model'} that drew it: the hashes of the weights differ")
     for name, value in given.items():
         if fingerprint(value, name).get("sha256") != recipe.inputs.get(name, {}).get("sha256"):
             remarks.append(f"this {name} is not the one it was drawn from: the pixels differ")
-    now = ModelCard.of(model)
-    for what, then, here in (("dtype", recipe.model.dtype, now.dtype), ("device", recipe.model.device, now.device)):
-        if then and then != here:
-            remarks.append(f"it was drawn with {what} {then}, and now with {here}")
+    for what, was, here in (("dtype", recipe.model.dtype, card.dtype), ("device", recipe.model.device, card.device)):
+        if was and was != here:
+            remarks.append(f"it was drawn with {what} {was}, and now with {here}")
     return tuple(remarks)
 
 

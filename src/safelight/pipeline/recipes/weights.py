@@ -1,6 +1,7 @@
 """sha256 of a model's files: taken once a file, then remembered in the user's cache with its size and time.
 
-The memory also tells where on this machine a model with known hashes lies, for drawing a picture again.
+The memory also tells where on this machine a model with known hashes lies, for drawing a picture again; and so of a VAE
+or a tiny decoder that was given beside the model, whose files' names begin with "vae: " or "decoder: ".
 """
 
 import json
@@ -13,6 +14,13 @@ from typing import Any
 
 from safelight.checkpoint.writing import replacing
 from safelight.errors import SafelightError
+
+PARTS = ("vae", "decoder")  # what may be given beside a model; keywords of `load`
+
+
+def part_of(name: str) -> str:
+    """What a file of this name is of: one of `PARTS`, or "" for the model itself."""
+    return next((part for part in PARTS if name.startswith(f"{part}: ")), "")
 
 
 def memory_file() -> Path:
@@ -29,16 +37,30 @@ def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
     for name, file in weights.items():
         with suppress(OSError):
             found[name] = _hash(file, memory)
-    if found and source and Path(source).exists():
-        memory.setdefault("models", {})[str(Path(source).absolute())] = found
+    places: dict[str, dict[str, str]] = {}
+    for name, digest in found.items():
+        place = _place(weights[name]) if part_of(name) else Path(source)
+        if (part_of(name) or source) and place.exists():
+            places.setdefault(str(place.absolute()), {})[name] = digest
+    if places:
+        memory["models"] = memory.get("models", {}) | places
         _remember(memory)
     return found
 
 
+def _place(file: Path) -> Path:
+    """What to load a part by, of which this is a file: its folder, or the file."""
+    return file.parent if (file.parent / "config.json").is_file() else file
+
+
 def find_model(weights: Mapping[str, str] | None = None, short: str = "") -> Path | None:
-    """A model on this machine that had exactly these hashes, or a file with A1111's short one, and is still there."""
+    """A model on this machine that had exactly these hashes, or a file with A1111's short one, and is still there.
+
+    Or one of the other `PARTS`, by the hashes of its files.
+    """
     for source, known in _remembered().get("models", {}).items():
-        alike = known == dict(weights) if weights else any(digest.startswith(short) for digest in known.values())
+        own = [digest for name, digest in known.items() if not part_of(name)]
+        alike = known == dict(weights) if weights else any(digest.startswith(short) for digest in own)
         if (weights or len(short) >= 10) and alike and Path(source).exists():
             return Path(source)
     return None
