@@ -6,7 +6,8 @@ Calls alternate, and medians of the process's CPU time, divided by the threads, 
 change who wins. Rates are those of the plain algorithm: Winograd's convolution may exceed the CPU's peak. |Δ| is each
 side's distance from the twin in float64, relative to its norm. With --blocks networks' parts are timed as well, as
 drawn and prepared; with --networks whole ones: a tiny U-Net, where calls cost more than what they compute, and Stable
-Diffusion's, for which 10 GB of memory are needed.
+Diffusion's, for which 10 GB of memory are needed. Rows of int8 have the exact layer or network beside them: in torch,
+and of networks prepared.
 """
 
 import argparse
@@ -121,6 +122,21 @@ def linears(k: Kernels):
         )
 
 
+def whole_numbers(k: Kernels):
+    for rows, n_in, n_out, gate in LINEARS:
+        x, bias = torch.randn(rows, n_in).to(k.dtype), torch.randn(n_out * (1 + gate)).to(k.dtype)
+        w = torch.randn(n_out * (1 + gate), n_in).mul(n_in**-0.5).to(k.dtype)
+        (whole, scale), twin = kernels.quantize(w), twins.geglu if gate else twins.linear
+        whole, scale = whole.to(torch.int8), scale[:, 0]
+        yield Row(
+            f"int8 {'geglu' if gate else 'linear'} {rows}x{n_in} -> {n_out}",
+            2 * rows * n_in * w.shape[0],
+            lambda a=(x, whole, scale, bias), gate=gate: k.linear_int8(*a, gate=bool(gate)),
+            lambda a=(x, w, bias), twin=twin: twin(*a),
+            lambda a=(x, w, bias), twin=twin: twin(*map(double, a)),
+        )
+
+
 def blocks(k: Kernels):
     """A network's parts as they are drawn, and prepared."""
     context = torch.randn(2, 77, 768).to(k.dtype)
@@ -161,18 +177,20 @@ def networks(k: Kernels):
     ):
         x, context = torch.randn(2, 4, side, side), torch.randn(2, 77, config.cross_attention_dim)
         yield pair(what, UNet(config), x.to(k.dtype), 500, context.to(k.dtype))
+        yield pair(f"int8 {what}", UNet(config), x.to(k.dtype), 500, context.to(k.dtype), int8=True)
     decoder = Autoencoder(AUTOENCODERS["sd15"]).decoder
     yield pair("Stable Diffusion 1's decoder at 32²", decoder, torch.randn(1, 4, 32, 32).to(k.dtype))
 
 
-def pair(what: str, network: nn.Module, *inputs: Tensor | int) -> Row:
-    """A network with random weights, beside itself prepared."""
+def pair(what: str, network: nn.Module, *inputs: Tensor | int, int8: bool = False) -> Row:
+    """A network with random weights, beside itself prepared; or prepared, beside itself in int8."""
     for parameter in network.parameters():  # a new one is full of zeros
         spread = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
         nn.init.normal_(parameter, std=spread)
     network = network.to(dtype=inputs[0].dtype).eval()
     fast = deepcopy(network)
-    kernels.prepare(fast)
+    kernels.prepare(fast, int8=int8)
+    kernels.prepare(network, fast=int8)
     return Row(what, 0, lambda: fast(*inputs), lambda: network(*inputs))
 
 
@@ -218,7 +236,7 @@ def main() -> None:
     print(f"{k.variant.name}, torch {torch.__version__} ({capability}), {given.threads} threads")
     print(f"{'':42} {'ours':>8} {'torch':>8}     ratio  {'GFLOP/s':>11}  |Δ| ours, torch")
     wholes = [*([blocks] if given.blocks else []), *([networks] if given.networks else [])]
-    for family in (convolutions, attentions, norms, linears, *wholes):
+    for family in (convolutions, attentions, norms, linears, whole_numbers, *wholes):
         for row in family(k):
             if row.what.startswith(given.only):
                 show(row, given.rounds, given.threads)

@@ -12,6 +12,7 @@ from safelight import kernels
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_folder
+from safelight.errors import InputError
 from safelight.kernels.choice import SWITCH
 from safelight.pipeline.standin import random_model
 
@@ -105,6 +106,24 @@ def test_a_prepared_network_has_the_gradients_of_torch(prepared, plain):
         model.unet(z, 500, context).square().mean().backward()
         grads.append(z.grad)
     assert (grads[0] - grads[1]).norm() < 1e-4 * grads[1].norm()
+
+
+def test_int8_draws_nearly_the_same_with_and_without_kernels(monkeypatch, tmp_path):
+    """With the model that ships: one of random weights makes much of every difference."""
+    exact, eight = safelight.load(), safelight.load(int8=True)
+    assert (exact.int8, eight.int8) == (False, True)
+    theirs, ours = drawn(exact, width=None, height=None), drawn(eight, width=None, height=None)
+    assert (theirs.recipes[0].model.int8, ours.recipes[0].model.int8) == (False, True)
+    assert 1e-3 < (ours.latents - theirs.latents).norm() / theirs.latents.norm() < 0.1  # 0.01
+    with pytest.raises(InputError, match="8 bits is not saved"):
+        save_folder(parts(eight), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    x, context = torch.randn(1, 8, 8, 8), torch.randn(1, 77, 128)
+    with torch.no_grad():
+        one = eight.unet(x, 500, context)
+        monkeypatch.setenv(SWITCH, "off")
+        other = eight.unet(x, 500, context)
+    assert (one - other).norm() < 1e-3 * one.norm()  # 1e-4: rounding before a layer may make another whole number
 
 
 def test_two_generations_at_once_give_the_single_pictures(prepared):

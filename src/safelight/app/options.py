@@ -38,6 +38,7 @@ LOADING: dict[str, tuple[Any, Any]] = {
         None,
         Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if the model does not say")],
     ),
+    "int8": (False, Annotated[bool, typer.Option("--int8", help="linear layers in 8 bits: faster, nearly the same")]),
 }
 
 

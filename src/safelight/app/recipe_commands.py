@@ -86,7 +86,8 @@ def again(
             loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder)
         else:
             dtype = dtype or reading.model.get("dtype")
-            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder)
+            int8 = reading.model.get("int8") is True
+            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, int8=int8)
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else seed}"

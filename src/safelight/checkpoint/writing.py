@@ -33,7 +33,9 @@ class Outgoing:
 
 
 def outgoing(tensors: Mapping[str, torch.Tensor]) -> dict[str, Outgoing]:
-    """Wrap tensors that are there already."""
+    """Wrap tensors that are there already. Raises InputError for a network that was rounded to int8."""
+    if any(t.dtype == torch.int8 for t in tensors.values()):
+        raise InputError("a model rounded to 8 bits is not saved", remedy="load it without int8, and save that")
     return {key: Outgoing(t.dtype, tuple(t.shape), lambda t=t: t) for key, t in tensors.items()}  # type: ignore[misc]
 
 

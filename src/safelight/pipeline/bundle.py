@@ -74,6 +74,11 @@ class LatentDiffusion:
         return next(self.unet.parameters()).dtype
 
     @property
+    def int8(self) -> bool:
+        """Whether linear layers of the U-Net have been rounded to 8 bits."""
+        return any(p.dtype == torch.int8 for p in self.unet.parameters())
+
+    @property
     def parameterization(self) -> Parameterization:
         """How the U-Net's output is read."""
         return PARAMETERIZATIONS[self.prediction_type]

@@ -121,13 +121,13 @@ def test_what_no_file_can_hold_is_refused(model, tmp_path):
 
 def test_remarks_say_what_is_not_as_it_was(model, tmp_path):
     recipe = safelight.text_to_image(model, "a fox", **QUICK, **SIZE).recipes[0]
-    card = replace(recipe.model, dtype="float16", device="cuda", weights={"m.safetensors": "ab"})
+    card = replace(recipe.model, dtype="float16", device="cuda", int8=True, weights={"m.safetensors": "ab"})
     changed = replace(recipe, model=card, request={**recipe.request, "later_option": 1})
     path = save_picture(Image.new("RGB", (64, 64)), tmp_path / "a.png", changed)
     redrawn = redraw(read_picture(path), model)
     words = "\n".join(redrawn.remarks)
     assert "later_option" in words and "hashes of the weights differ" in words
-    assert "float16" in words and "cuda" in words
+    assert "float16" in words and "cuda" in words and "with int8, and now without" in words
     assert "of the pixels differ" in difference(path, redrawn.pictures[0])
 
 

@@ -40,6 +40,7 @@ class ModelCard:
     prediction_type: str = ""
     dtype: str = ""
     device: str = ""
+    int8: bool = False
     revision: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
@@ -55,6 +56,7 @@ class ModelCard:
             prediction_type=model.prediction_type,
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
+            int8=model.int8,
             revision=revision,
             files=model.weights,
             source=model.name,

@@ -36,7 +36,9 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     Raises MissingPartError, with name and hash, for what is not to be found.
     """
     said = reading.model
-    options = {"dtype": said.get("dtype")} | {name: value for name, value in options.items() if value is not None}
+    options = {"dtype": said.get("dtype"), "int8": said.get("int8") is True} | {
+        name: value for name, value in options.items() if value is not None
+    }
     name, weights = str(said.get("name", "")), weights_of(reading)
     for part in PARTS:
         if weights_of(reading, part) and part not in options:
@@ -166,6 +168,9 @@ def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) ->
     for what, was, here in (("dtype", recipe.model.dtype, card.dtype), ("device", recipe.model.device, card.device)):
         if was and was != here:
             remarks.append(f"it was drawn with {what} {was}, and now with {here}")
+    if recipe.model.int8 != card.int8:
+        was, here = ("with", "without") if recipe.model.int8 else ("without", "with")
+        remarks.append(f"it was drawn {was} int8, and now {here}")
     return tuple(remarks)
 
 
