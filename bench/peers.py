@@ -21,7 +21,7 @@ from peers.environment import Environment
 from peers.material import inputs, model_folder, single_file
 from peers.measuring import Result, Setting, measure
 from peers.page import page, read
-from peers.rows import KINDS, SIZES, Row, rows
+from peers.rows import KINDS, SIZES, STEPS, Row, rows
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "safelight" / "peers"
 CLOCKS = {"wall": "wall", "cpu": "the processes' CPU time on all threads, since other work ran beside"}
@@ -34,6 +34,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", choices=names, default=names, metavar="PEER", help=", ".join(names))
     parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS), metavar="ROW", help=", ".join(KINDS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="sides of the pictures in pixels")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a picture drawn from end to end")
     parser.add_argument("--repeats", type=int, default=5, help="turns that everyone takes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=machine.best_dtype())
@@ -84,7 +85,7 @@ def main() -> None:
     asked_for = {"precision": given.dtype, "clock": CLOCKS[given.clock], "date": machine.today()}
     facts = machine.described(given.threads) | asked_for
     kept = Kept(given.cache / "results.json", facts)
-    for row in rows(given.rows, given.sizes):
+    for row in rows(given.rows, given.sizes, given.steps):
         results = measure(row, present, environment.pythons(present), inputs(row, given.cache), setting)
         show(row, results)
         kept.add(row, results)
@@ -102,8 +103,8 @@ class Kept:
         self.rows = self.all.setdefault(same, {})
 
     def add(self, row: Row, results: dict[str, Result]) -> None:
-        """Keep a row; peers that were not there keep what they had."""
-        self.rows.setdefault(row.key, {}).update({name: one.to_json() for name, one in results.items()})
+        """Keep a row in place of an older one: only what took turns can be compared."""
+        self.rows[row.key] = {name: one.to_json() for name, one in results.items()}
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps(self.all, indent=1))
         part.rename(self.file)

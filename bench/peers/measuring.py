@@ -14,7 +14,7 @@ import numpy as np
 
 from .channel import Channel, Failed
 from .contestants import Contestant
-from .rows import STEPS, Row
+from .rows import Row
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Setting:
     def job(self, row: Row, one: Contestant) -> dict[str, Any]:
         """What an engine is told (see `engines`)."""
         paths = {"model": str(self.model), "single": str(self.single), "cache": str(self.cache)}
-        asked = {"part": row.part, "batch": row.batch, "side": row.side, "mode": one.mode, "steps": STEPS}
+        asked = {"part": row.part, "batch": row.batch, "side": row.side, "mode": one.mode, "steps": row.steps}
         return paths | asked | {"dtype": self.dtype, "threads": self.threads}
 
 

@@ -1,6 +1,6 @@
 """docs/benchmarks.md, written from results: all that was measured on one machine, and what was not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any
 
@@ -18,7 +18,7 @@ HEAD = """# Benchmarks
 Written by `python bench/peers.py`, which sets up the peers, gives everyone the same seeded random Stable Diffusion 1
 weights, checks that the answers agree, and lets them take turns on the same cores. In each field: the median of the
 turns, and in brackets how many times as long as Safelight it took: above 1, Safelight is faster. Seconds are of one
-machine on one day; the ratios are what counts.
+machine on one day; the ratios are what counts. Rows may be of several runs; those of a row are of one.
 """
 
 
@@ -50,14 +50,14 @@ def versions(rows: Rows) -> dict[str, str]:
     return {library: v for results in rows.values() for one in results.values() for library, v in one.versions.items()}
 
 
-def fields(rows: Rows, names: Sequence[str], of: Any) -> str:
+def fields(rows: Rows, names: Sequence[str], of: Any, label: Callable[[Row], str] = str) -> str:
     """A table of rows by contestants; `of(result, first)` is a field, "" where there is nothing."""
     lines = []
     for row, results in rows.items():
         first = results.get(FIRST)
         told = [of(results[name], first) if name in results and not results[name].error else "" for name in names]
         if any(told):
-            lines.append([str(row), *told])
+            lines.append([label(row), *told])
     return table(["", *(CONTESTANTS[name].label for name in names)], lines)
 
 
@@ -68,11 +68,18 @@ def times(rows: Rows, names: Sequence[str]) -> str:
         beside = f" ({one.seconds / first.seconds:.2f})" if first and first.turns and first is not one else ""
         return f"{one.seconds:.3g} s{beside}"
 
-    return fields(rows, names, of)
+    def counted(row: Row) -> str:
+        turns = max(len(one.turns) for one in rows[row].values())
+        return f"{row}; {turns} turn{'s' * (turns != 1)}"
+
+    return fields(rows, names, of, counted)
 
 
 def apart(rows: Rows, names: Sequence[str]) -> str:
-    words = "|a - b| / |b| over the whole answer, b being Safelight's.\n\n"
+    words = (
+        "|a - b| / |b| over the whole answer, b being Safelight's. OpenVINO's networks are kept with all constants in "
+        "float16, not the weights alone, which are float16 for everyone.\n\n"
+    )
     return words + fields(rows, names, lambda one, _: "" if one.apart is None else f"{one.apart:.1e}")
 
 

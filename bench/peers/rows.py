@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SIZES = (256, 512, 768, 1024)
-STEPS = 20  # of a picture drawn from end to end
+STEPS = 20  # of a picture drawn from end to end, unless others are asked for
 
 # key -> (part, batch), in the order of the page
 KINDS = {
@@ -21,21 +21,25 @@ WORDS = {
     "unet2": "U-Net step, batch 2",
     "encode": "VAE encode",
     "decode": "VAE decode",
-    "draw": f"end to end, {STEPS} steps with guidance",
+    "draw": "end to end, with guidance",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `side` is that of the picture in pixels; the text encoder has none, and 0 stands for that."""
+    """One comparison. `side` is that of the picture in pixels, `steps` are those of one drawn from end to end.
+
+    0 stands for what a part does not have: the text encoder has no side.
+    """
 
     kind: str
     side: int = 0
+    steps: int = 0
 
     @property
     def key(self) -> str:
-        """Such as "unet2-512"."""
-        return f"{self.kind}-{self.side}" if self.side else self.kind
+        """Such as "unet2-512", or "draw-512-20"."""
+        return "-".join([self.kind, *(str(number) for number in (self.side, self.steps) if number)])
 
     @property
     def part(self) -> str:
@@ -48,16 +52,17 @@ class Row:
         return KINDS[self.kind][1]
 
     def __str__(self) -> str:
-        return f"{WORDS[self.kind]}, {self.side}²" if self.side else WORDS[self.kind]
+        steps = [f"{self.steps} steps"] if self.steps else []
+        return ", ".join([WORDS[self.kind], *steps, *([f"{self.side}²"] if self.side else [])])
 
 
-def rows(kinds: Sequence[str], sizes: Sequence[int]) -> list[Row]:
+def rows(kinds: Sequence[str], sizes: Sequence[int], steps: int = STEPS) -> list[Row]:
     """The rows of some kinds and sizes, the small ones first."""
-    sized = [Row(kind, side) for side in sizes for kind in kinds if kind != "text"]
+    sized = [Row(kind, side, steps if kind == "draw" else 0) for side in sizes for kind in kinds if kind != "text"]
     return [Row("text")] * ("text" in kinds) + sized
 
 
 def row_of(key: str) -> Row:
     """The row of a key."""
-    kind, _, side = key.partition("-")
-    return Row(kind, int(side or 0))
+    kind, *numbers = key.split("-")
+    return Row(kind, *map(int, numbers))
