@@ -82,15 +82,15 @@ def pictures(n=12, seed=0, size=16):
 
 
 def test_everything_is_measured(report):
-    assert {figure.section for figure in report.figures} == {"reconstruction", "samples", "prompts"}
+    assert {figure.section for figure in report.figures} == {"reconstruction", "samples", "prompts", "new_pairs"}
     names = {(figure.section, figure.name) for figure in report.figures}
     assert names >= {("reconstruction", "PSNR (dB)"), ("reconstruction", "SSIM"), ("reconstruction", "rFD-own"),
                      ("samples", "FD-dct"), ("samples", "KD-own"), ("samples", "precision"), ("samples", "coverage"),
                      ("samples", "variety within a prompt"), ("prompts", "concept (top 5)"),
-                     ("prompts", "place")}  # fmt: skip
+                     ("new_pairs", "place")}  # fmt: skip
     assert not any("FID" in name or "KID" in name for _, name in names)
     assert all(not math.isnan(figure.value) and 0 < figure.pictures <= 16 for figure in report.figures)
-    assert set(report.sheets) == {"reconstruction", "samples", "variety", "nearest", "prompts"}
+    assert set(report.sheets) == {"reconstruction", "samples", "variety", "nearest", "prompts", "new_pairs"}
 
 
 def test_untrained_draws_badly(report):

@@ -26,7 +26,7 @@ from safelight.training.evaluation.metrics import (
     ssim,
 )
 from safelight.training.evaluation.questions import Question, Score, score
-from safelight.training.evaluation.report import Figure
+from safelight.training.evaluation.report import Figure, Section
 from safelight.training.loop.sheets import contact_sheet
 from safelight.training.stages.reconstructions import as_image, reconstruction_sheet
 
@@ -168,20 +168,20 @@ def _nearness(extractor: Extractor, distances: Tensor, real: Tensor | None, amon
         yield Figure("samples", name, suspected, n, extractor.name, "lower", real=NEAR, note=note)
 
 
-def compare_prompts(asked: Sequence[Question], drawn: Tensor, real: Tensor, judge: Judge) -> Compared:
+def compare_prompts(section: Section, asked: Sequence[Question], drawn: Tensor, real: Tensor, judge: Judge) -> Compared:
     """Whether pictures show what was asked for; `real` are pictures that do, one a question."""
     ours, ceiling = (_score(asked, some, judge) for some in (drawn, real))
     concepts, styles = len(judge.labels.concepts), len(judge.labels.styles)
     by = judge.extractor.name
     rows = [
-        ("concept (top 1)", ours.top1, ceiling.top1, by, f"of {concepts}; held-out pairs of concept and style"),
+        ("concept (top 1)", ours.top1, ceiling.top1, by, f"of {concepts}"),
         ("concept (top 5)", ours.top5, ceiling.top5, by, f"of {concepts}"),
         ("style", ours.style, ceiling.style, by, f"of {styles}"),
         ("colour", ours.color, ceiling.color, "pixels under the mask seen", "where the prompt names one"),
         ("place", ours.places, ceiling.places, "the mask seen", "each side asked for; chance is 0.5"),
     ]
     figures = [
-        Figure("prompts", name, share.value, share.asked, by, "higher", real=beside.value, note=note)
+        Figure(section, name, share.value, share.asked, by, "higher", real=beside.value, note=note)
         for name, share, beside, by, note in rows
         if share.value is not None
     ]

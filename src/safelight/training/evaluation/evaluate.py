@@ -3,7 +3,8 @@
     reconstruction   what the autoencoder loses of pictures that it has not seen
     samples          what is drawn for the captions of real pictures, against real pictures: likeness of the two sets,
                      variety, and whether pictures of the training were copied
-    prompts          whether a picture shows what was asked for, of things held out from all training
+    prompts          whether a picture shows what was asked for: of things that trainings see, and of pairs of concept
+                     and style that are held out from all
 
 Beside every figure stands the same one of other real pictures, where there is such: what a perfect model would score.
 The same options on the same machine give the same figures.
@@ -229,12 +230,11 @@ class _Evaluation:
     def _prompts(self) -> None:
         judge, o = self.tools.judge, self.options
         assert judge is not None
-        scenes = self.real.questions
-        asked = questions(scenes, judge.labels, self.real.seed, o.count)
-        source = self.real.asked
-        real = self._bytes("reading pictures", source.batches(o.count, o.batch_size))
-        drawn = self._drawn([question.prompt for question in asked])
-        self._keep(*compare_prompts(asked, drawn, real, judge), "prompts", source.note)
+        for name, (scenes, source) in self.real.asked.items():
+            asked = questions(scenes, judge.labels, self.real.seed, o.count)
+            real = self._bytes("reading pictures", source.batches(o.count, o.batch_size))
+            drawn = self._drawn([question.prompt for question in asked])
+            self._keep(*compare_prompts(name, asked, drawn, real, judge), name, source.note)
 
     def _others(self) -> Tensor:
         """Further real pictures, to compare real ones with; none where there are no others."""

@@ -18,6 +18,7 @@ from safelight.training.data.collections import Collection
 from safelight.training.data.scenes import SceneData
 from safelight.training.evaluation.classifier import held_out_part, lone_things
 from safelight.training.evaluation.questions import ASKING
+from safelight.training.evaluation.report import Section
 
 __all__ = ["References", "Source", "has_sprites"]
 
@@ -98,14 +99,19 @@ class References:
         return Source(scenes, self.seed, "scenes of held-out sprites")
 
     @cached_property
-    def questions(self) -> SceneData:
-        """Scenes of one held-out thing each, captioned to be asked for. Raises InputError where none is held out."""
-        return lone_things(self.collection, self.size, held_out=True, wording=ASKING, cache=self.cache)
+    def asked(self) -> dict[Section, tuple[SceneData, Source]]:
+        """Scenes of one thing each, captioned to be asked for, and as pictures that show what is asked for.
 
-    @cached_property
-    def asked(self) -> Source:
-        """The pictures that the questions' prompts describe."""
-        return Source(self.questions, self.seed, "scenes of held-out things")
+        "prompts" are of pairs of concept and style that trainings see; "new_pairs", if any, of those held out.
+        """
+        kinds: dict[Section, tuple[bool, str]] = {"prompts": (False, "new scenes of one thing of the training")}
+        if held_out_part(self.collection) is not None:
+            kinds["new_pairs"] = (True, "scenes of one held-out thing")
+        scenes = {
+            name: lone_things(self.collection, self.size, held_out=held_out, wording=ASKING, cache=self.cache)
+            for name, (held_out, _) in kinds.items()
+        }
+        return {name: (some, Source(some, self.seed, kinds[name][1])) for name, some in scenes.items()}
 
     @property
     def apart(self) -> bool:

@@ -16,8 +16,13 @@ from safelight.checkpoint.writing import replacing, write_json
 
 __all__ = ["Figure", "Report", "machine"]
 
-Section = Literal["reconstruction", "samples", "prompts"]
-TITLES = {"reconstruction": "Reconstruction", "samples": "Samples", "prompts": "Prompt following"}
+Section = Literal["reconstruction", "samples", "prompts", "new_pairs"]
+TITLES: dict[Section, str] = {
+    "reconstruction": "Reconstruction",
+    "samples": "Samples",
+    "prompts": "Prompt following",
+    "new_pairs": "Prompt following, of pairs of thing and style that were held out",
+}
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 
 
