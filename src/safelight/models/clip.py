@@ -21,7 +21,8 @@ from safelight.models.config import check_choice, check_types
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x·sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
+    gate = (1.702 * x).sigmoid_()  # in place wherever that can be: fresh memory costs more than these sums
+    return x * gate if gate.requires_grad else gate.mul_(x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
