@@ -147,7 +147,7 @@ class SeededNoise:
             noise = [stream(self.shape) for stream in self._streams]
         else:
             noise, self._streams = self._first()
-        return torch.stack(noise).to(self.device, self.dtype)
+        return sent(torch.stack(noise).to(self.dtype), self.device)
 
     def _first(self) -> tuple[list[Tensor], list[Stream]]:
         begun = [first_noise(origin, self.shape, self.source, self.dtype) for origin in self.origins]
@@ -213,7 +213,7 @@ class BrownianNoise:
             raise InputError(f"a Brownian path has no increment from sigma {sigma} to {sigma_next}")
         t, t_next = log(sigma), log(sigma_next)
         increment = (self.path(t_next) - self.path(t)) / sqrt(abs(t_next - t))
-        return increment.to(self.device, self.dtype)
+        return sent(increment.to(self.dtype), self.device)
 
     def path(self, t: float) -> Tensor:
         """W(t) (B, C, H, W) float32 on the CPU; W is 0 at START."""
@@ -244,6 +244,12 @@ class BrownianNoise:
         words = [origin.seed % 2**64, node | origin.batch_index << 32]
         generator = np.random.Generator(np.random.Philox(key=np.array(words, dtype=np.uint64)))
         return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
+
+
+def sent(noise: Tensor, device: torch.device | str) -> Tensor:
+    """Numbers of the CPU on another device; a CUDA device need not finish its work first."""
+    cuda = torch.device(device).type == "cuda"
+    return noise.pin_memory().to(device, non_blocking=True) if cuda else noise.to(device)
 
 
 def make_noise(

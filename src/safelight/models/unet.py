@@ -169,8 +169,10 @@ class UNet(nn.Module):
 
     def _wave(self, t: Tensor | float) -> Tensor:
         """Timesteps as sinusoids: computed in float32, then cast to the net's dtype."""
-        t = torch.as_tensor(t, dtype=torch.float32, device=self.conv_in.weight.device).reshape(-1)
-        c = self.config
+        c, device = self.config, self.conv_in.weight.device
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, dtype=torch.float32, device=device)  # made there: to send it would be to wait
+        t = t.to(device, torch.float32).reshape(-1)
         wave = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
         return wave.to(self.dtype)
 
