@@ -105,12 +105,14 @@ class Plan(Generic[Network]):
         """Give the network its tensors one by one, each cast and moved at once; it is returned in evaluation mode.
 
         A tensor that is already right stays mapped: its pages are read when first used, and changes to them stay
-        private. None as dtype keeps the file's own. Raises NonFiniteWeights unless `check_finite` is False.
+        private. A CUDA device gets the file's own bytes, and checks and casts them itself. None as dtype keeps the
+        file's own. Raises NonFiniteWeights unless `check_finite` is False.
         """
         dtype = own_dtype(self.file) if dtype is None else dtype
+        place = device if torch.device(device).type == "cuda" else "cpu"  # others may lack float64 and float8
         state: dict[str, Tensor] = {}
         for link in self.keymap.links:
-            tensor = self.file[link.theirs]
+            tensor = self.file[link.theirs].to(place)
             if check_finite:
                 require_finite(link.theirs, tensor, self.file)
             for name, part in zip(link.ours, link.transform.split(tensor), strict=True):
