@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _EXPORTS: dict[str, str] = {
     "load": "safelight.pipeline.loading",
+    "compiled": "safelight.pipeline.compiling",
     "LatentDiffusion": "safelight.pipeline.bundle",
     "text_to_image": "safelight.pipeline.tasks",
     "image_to_image": "safelight.pipeline.tasks",

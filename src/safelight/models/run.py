@@ -24,7 +24,9 @@ CONTEXTS = 4  # whose keys and values are kept: a prompt alone and beside its ne
 
 def untouched(unet: object) -> TypeGuard[UNet]:
     """Whether a `Run` may stand for it: a U-Net that nobody has wrapped, compiled, patched or hung a hook on."""
-    return type(unet) is UNet and not (unet._forward_hooks or unet._forward_pre_hooks or "forward" in vars(unet))
+    if type(unet) is not UNet or unet._forward_hooks or unet._forward_pre_hooks or "forward" in vars(unet):
+        return False
+    return all(part._compiled_call_impl is None for part in unet.modules())
 
 
 class Kept(NamedTuple):

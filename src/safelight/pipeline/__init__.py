@@ -8,6 +8,7 @@ steering    prompts planned and encoded, and which of them acts at which step
 conditions  what is asked for other than in words: classes, layouts, maps, small pictures
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
+compiling   the U-Net by way of torch.compile
 pictures    pictures <-> tensors, and their files
 recipes/    what a picture's file says of how it was made, and making it again
 exploring   one request along some axes: a grid of pictures
