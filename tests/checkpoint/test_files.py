@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from safelight.checkpoint.errors import CorruptFile, WrongModel
 from safelight.checkpoint.files import DTYPES, open_file, open_shards, open_weights
-from safelight.checkpoint.writing import outgoing, replacing, replacing_folder, write_safetensors, write_weights
+from safelight.checkpoint.writing import outgoing, replacing_folder, write_safetensors, write_weights
 from safelight.errors import CheckpointError, InputError
+from safelight.writing import replacing
 
 GOOD = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 

@@ -6,8 +6,6 @@ it.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from tokenizers import AddedToken, processors
 from safelight.errors import CheckpointError
 from safelight.text.bpe import BOS, EOS, Vocabulary, read_json
 from safelight.text.tokenizer import MAX_LENGTH, Clean, Tokenizer
+from safelight.writing import replacing
 
 SPECIALS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
@@ -162,14 +161,5 @@ def _machine_json(tokenizer: Tokenizer) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)  # a temporary file is its owner's alone
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 
 from safelight.errors import CheckpointError, InputError, nearest
+from safelight.writing import replacing
 
 FILE_NAME = "scheduler_config.json"
 DIFFUSERS_VERSION = "0.42.1"  # whose keys and defaults these are; stands in the files, as diffusers expects
@@ -112,16 +112,8 @@ class Configured:
         """Write `folder`/scheduler_config.json as diffusers writes it, whole or not at all."""
         path = Path(folder, FILE_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            try:
-                file.write(self.to_json_string())
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)  # a temporary file is its owner's alone
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
+        with replacing(path) as file:
+            file.write(self.to_json_string().encode())
 
     def to_json_string(self) -> str:
         """The config as the file has it."""

@@ -12,8 +12,8 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from safelight.checkpoint.writing import replacing
 from safelight.errors import SafelightError
+from safelight.writing import replacing
 
 PARTS = ("vae", "decoder")  # what may be given beside a model; keywords of `load`
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from safelight.training.loop.recipes import LoopConfig, Positive
+from safelight.training.loop.recipes import LoopConfig
+from safelight.training.stages.autoencoder_config import LearningRate, Positive, WeightDecay
 
 __all__ = ["ClassifierRecipe"]
 
@@ -18,8 +19,8 @@ class ClassifierRecipe(LoopConfig):
     concept: str = Field("hex", description="the table's column that says what a picture shows, in whatever style")
     channels: tuple[int, ...] = Field((32, 64, 128, 256), description="of the network's levels, from size/2 on")
     features: Positive = Field(256, description="numbers that concept and style are read from")
-    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
-    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    learning_rate: LearningRate = 2e-3
+    weight_decay: WeightDecay = 0.05
     smoothing: float = Field(0.1, ge=0, lt=1, description="of the labels (Szegedy et al. 2016)")
     blur: float = Field(0.5, ge=0, le=1, description="share of pictures shown blurred, as a model may draw them")
     steps: Positive = Field(4000, description="optimizer steps in all")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from safelight import __version__
-from safelight.checkpoint.writing import replacing, write_json
+from safelight.checkpoint.writing import write_json
+from safelight.writing import replacing
 
 __all__ = ["Figure", "Report", "machine"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safelight.checkpoint.writing import replacing
+from safelight.writing import replacing
 
 TITLES = {"diffusion": "A latent diffusion model", "autoencoder": "A first stage (autoencoder)",
           "decoder": "A tiny decoder"}  # fmt: skip

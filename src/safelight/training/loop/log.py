@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safelight.checkpoint.writing import replacing
+from safelight.writing import replacing
 
 LOG = "log.jsonl"
 

@@ -14,13 +14,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safelight.errors import InputError, nearest
-from safelight.training.stages.autoencoder_config import AutoencoderTraining
+from safelight.training.stages.autoencoder_config import (
+    AutoencoderTraining,
+    Beta,
+    Count,
+    LearningRate,
+    Positive,
+    Share,
+    WeightDecay,
+)
 
 CONFIG, TOKENIZER, FEATURES = "config.json", "tokenizer", "features.safetensors"  # what a run is begun with
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Options(BaseModel):
@@ -58,10 +62,10 @@ class LoopConfig(_Options):
 class DiffusionConfig(_Options):
     """The second stage: the loss, what steers the network, and the optimizer."""
 
-    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, as it is: not scaled by the batch")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    beta1: Share = Field(0.9, description="of AdamW")
-    beta2: Share = Field(0.999, description="of AdamW")
+    learning_rate: LearningRate = 1e-4
+    weight_decay: WeightDecay = 0.01
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
     conditioning: Literal["text", "class", "layout", "none"] = Field(
         "text", description="what steers the network; layouts are boxes of objects, which only scenes have"
     )
@@ -170,10 +174,10 @@ class DecoderModelConfig(PerceptualConfig):
 class DecoderConfig(_Options):
     """How a tiny decoder learns."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, as it is: not scaled by the batch")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    beta1: Share = Field(0.9, description="of AdamW")
-    beta2: Share = Field(0.99, description="of AdamW")
+    learning_rate: LearningRate = 1e-3
+    weight_decay: WeightDecay = 0.0
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
     target: Literal["decoded", "picture"] = Field(
         "decoded", description="what to give: what the autoencoder decodes, or the picture that it encoded"
     )
@@ -272,7 +276,7 @@ def _training(run: Path) -> tuple[int, int] | None:
 
 def _withdraw(run: Path, config: bytes | None) -> None:
     """Give a run the config.json that it had; without one, take away what it was begun with."""
-    from safelight.checkpoint.writing import replacing
+    from safelight.writing import replacing
 
     if config is not None:
         with replacing(run / CONFIG) as file:

@@ -5,14 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.errors import InputError, nearest
-
-__all__ = ["AUTOENCODER_TRAININGS", "AutoencoderTraining", "training_preset"]
+__all__ = ["AUTOENCODER_TRAININGS", "AutoencoderTraining"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, description="of AdamW, as it is: not scaled by the batch")]
+WeightDecay = Annotated[float, Field(ge=0, description="of AdamW")]
+Beta = Annotated[float, Field(ge=0, le=1, description="of AdamW")]
 
 
 class AutoencoderTraining(BaseModel):
@@ -29,10 +30,10 @@ class AutoencoderTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    learning_rate: float = Field(5.4e-5, gt=0, description="of Adam, as it is: not scaled by the batch")
+    learning_rate: LearningRate = 5.4e-5
     disc_learning_rate: float | None = Field(None, gt=0, description="of the discriminator; by default the same")
-    beta1: Share = Field(0.5, description="of Adam")
-    beta2: Share = Field(0.9, description="of Adam")
+    beta1: Beta = 0.5
+    beta2: Beta = 0.9
     clip: Weight = Field(0.0, description="largest norm of a network's gradients; 0 clips nothing, as in the paper")
     pixel_loss: Literal["l1", "l2"] = Field("l1", description="between a picture and its reconstruction")
     perceptual_weight: Weight = Field(1.0, description="of LPIPS, or of what stands in for it, beside the pixels")
@@ -99,10 +100,3 @@ AUTOENCODER_TRAININGS: dict[str, Mapping[str, Any]] = {
     "vq_f8_n256": {**VQ, "learning_rate": 10 * BASE},
     "vq_f16": {**VQ, "disc_layers": 2, "learning_rate": 14 * BASE},
 }
-
-
-def training_preset(name: str, **changes: Any) -> AutoencoderTraining:
-    """The training of one of the paper's first stages, with changes. Raises InputError for an unknown name."""
-    if name not in AUTOENCODER_TRAININGS:
-        raise InputError(f"there is no training preset {name!r}", remedy=nearest(name, AUTOENCODER_TRAININGS))
-    return AutoencoderTraining(**{**AUTOENCODER_TRAININGS[name], **changes})

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safelight.models.lpips import LPIPS, VGG, VGGConfig
 from safelight.training.data.batches import Data
+from safelight.training.loop.distributed import once
 from safelight.training.loop.optim import adamw, rate_factor
 from safelight.training.stages.perceptual import STAND_IN_NAME, load_features, save_features
 
@@ -89,15 +89,16 @@ def stand_in(
 
     Where several processes do this together, rank 0 trains and the others wait for it.
     """
-    together = dist.is_available() and dist.is_initialized()
-    if not path.exists() and (not together or dist.get_rank() == 0):
-        what = "no weight files of LPIPS were named: features to stand in for it are trained first"
-        warnings.warn(f"{what}, in {steps} steps, and kept in {path}", stacklevel=2)
-        trained = train_features(data, steps=steps, seed=seed, device=device, watch=watch)
-        record = {"steps": str(steps), "task": "quarter turns", "turns found": f"{trained.accuracy:.3f}"}
-        save_features(trained.metric, path, record)
-    if together:
-        dist.barrier()
+
+    def make() -> None:
+        if not path.exists():
+            what = "no weight files of LPIPS were named: features to stand in for it are trained first"
+            warnings.warn(f"{what}, in {steps} steps, and kept in {path}", stacklevel=4)
+            trained = train_features(data, steps=steps, seed=seed, device=device, watch=watch)
+            record = {"steps": str(steps), "task": "quarter turns", "turns found": f"{trained.accuracy:.3f}"}
+            save_features(trained.metric, path, record)
+
+    once(make)
     return load_features(path)
 
 
