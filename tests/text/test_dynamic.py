@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.errors import InputError
-from safelight.text.dynamic import combinations, expand, prompt_matrix
+from safelight.text.dynamic import combinations, expand
 from safelight.text.grammar import PromptError
 
 
@@ -111,15 +111,3 @@ def test_a_hundred_thousand_characters_take_no_time(unit):
     with suppress(PromptError):
         expand(unit * (100_000 // len(unit)), 0)
     assert time.process_time() - start < 60
-
-
-def test_prompt_matrix():
-    assert prompt_matrix("a city| at night , |in rain") == [
-        "a city",
-        "a city, at night ",
-        "a city, in rain",
-        "a city, at night , in rain",
-    ]
-    assert prompt_matrix("a") == ["a"]
-    with pytest.raises(InputError, match="4096 prompts"):
-        prompt_matrix("|" * 12)

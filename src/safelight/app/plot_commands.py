@@ -27,6 +27,10 @@ WhoseOption = Annotated[str | None, typer.Option("--model", "-m", help="whose; b
 ImageArgument = Annotated[Path, typer.Argument(help="a picture (PNG, JPEG or WebP)")]
 WidthOption = Annotated[int | None, typer.Option(help="resize the picture to this width first")]
 HeightOption = Annotated[int | None, typer.Option(help="likewise")]
+ROUND_TRIPS = {
+    "latents": "Draw a picture beside the channels of its latent.",
+    "roundtrip": "Draw a picture before and after the autoencoder, and the error.",
+}
 COMPARED = "karras,exponential,linspace,trailing,align_your_steps"
 
 # What figures of a drawing take around the keywords of text to image: name -> (default, option)
@@ -48,10 +52,11 @@ def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
     """Add the figures to the command line; `answers` turns what they raise into messages."""
     what = "Draw figures: schedules, grids, guidance, latents, attention, round trips; or a training run's curves."
     group = typer.Typer(cls=Plots, no_args_is_help=True, rich_markup_mode=None, help=what)
-    plain: list[Callable[..., None]] = [schedule, sigmas, latents, roundtrip]
     of_drawings: list[Callable[..., None]] = [guidance, attention]
-    for command in plain:
-        group.command()(answers(command))
+    group.command()(answers(schedule))
+    group.command()(answers(sigmas))
+    for name, says in ROUND_TRIPS.items():
+        group.command(name)(answers(of_round_trip(name, says)))
     for command in of_drawings:
         group.command()(answers(asking(command, text_to_image, AROUND, without=("count", "batch_size"))))
     group.command("run")(answers(plot_run))
@@ -76,44 +81,33 @@ def sigmas(
 ) -> None:
     """Draw several grids together: how sigma falls, and where."""
     out = writable(out, "sigmas")
+    from safelight.diffusion.grids import find
     from safelight.pipeline.seeing.figures import save_figure, sigmas_figure
 
-    names = [name.strip() for name in grids.split(",") if name.strip()]
+    names = [find(name.strip()).name for name in grids.split(",") if name.strip()]  # before a model is loaded
     typer.echo(save_figure(sigmas_figure(schedule_of(model), names, steps), out))
 
 
-def latents(
-    image: ImageArgument,
-    model: ModelOption = DEFAULT_MODEL,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    out: FigureOption = None,
-) -> None:
-    """Draw a picture beside the channels of its latent."""
-    out = writable(out, "latents")
-    from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import to_pil
-    from safelight.pipeline.seeing.figures import latents_figure, save_figure
-    from safelight.pipeline.seeing.measuring import round_trip
+def of_round_trip(name: str, what: str) -> Callable[..., None]:
+    """The command `name`, which draws a figure of a picture's way through an autoencoder; `what` is its help."""
 
-    trip = round_trip(load(model), image, width=width, height=height)
-    typer.echo(save_figure(latents_figure(to_pil(trip.picture[0]), trip.latent[0]), out))
+    def command(
+        image: ImageArgument,
+        model: ModelOption = DEFAULT_MODEL,
+        width: WidthOption = None,
+        height: HeightOption = None,
+        out: FigureOption = None,
+    ) -> None:
+        out = writable(out, name)
+        from safelight.pipeline.loading import load
+        from safelight.pipeline.seeing import figures
+        from safelight.pipeline.seeing.measuring import round_trip
 
+        draw = {"latents": figures.latents_figure, "roundtrip": figures.roundtrip_figure}[name]
+        typer.echo(figures.save_figure(draw(round_trip(load(model), image, width=width, height=height)), out))
 
-def roundtrip(
-    image: ImageArgument,
-    model: ModelOption = DEFAULT_MODEL,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    out: FigureOption = None,
-) -> None:
-    """Draw a picture before and after the autoencoder, and the error."""
-    out = writable(out, "roundtrip")
-    from safelight.pipeline.loading import load
-    from safelight.pipeline.seeing.figures import roundtrip_figure, save_figure
-    from safelight.pipeline.seeing.measuring import round_trip
-
-    typer.echo(save_figure(roundtrip_figure(round_trip(load(model), image, width=width, height=height)), out))
+    command.__doc__ = what
+    return command
 
 
 def guidance(**given: Any) -> None:

@@ -254,7 +254,7 @@ def _drawn(
     model, cells = remembering(model), []
     with torch.no_grad():
         requests = list(plan.requests(*_seeds(plan, shelf, mark)))
-        rehearse(model, plan.task, [request for _, request in requests])
+        rehearse(model, [request for _, request in requests])
         for place, request in requests:
             description = described(mark, plan.task.__name__, request) if shelf is not None else {}
             found = shelf.find(description) if shelf is not None else None

@@ -1,7 +1,7 @@
 """What can be wrong with a request, found before the first of many pictures is drawn."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelight.diffusion.samplers import find, visited
@@ -13,7 +13,7 @@ from safelight.pipeline.wording import worded
 WALK = ("sampler", "sampler_options", "grid", "grid_options", "steps", "eta")
 
 
-def rehearse(model: LatentDiffusion, task: Callable[..., Any], requests: Sequence[Mapping[str, Any]]) -> None:
+def rehearse(model: LatentDiffusion, requests: Sequence[Mapping[str, Any]]) -> None:
     """Do all of complete requests that is cheap: name samplers and grids, walk without a network, encode the words.
 
     Raises what the task would raise for them.

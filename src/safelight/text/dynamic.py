@@ -239,20 +239,3 @@ def _each(part: Part, files: Wildcards, depth: int) -> Iterator[str]:
             for picked in permutations(part.options, count):
                 for texts in product(*(list(islice(_all(o.parts, files, depth), 10_000)) for o in picked)):
                     yield part.glue.join(texts)
-
-
-def prompt_matrix(text: str) -> list[str]:
-    """The prompts of AUTOMATIC1111's prompt matrix, `start|one|two`: the start with every choice of the other parts.
-
-    2ⁿ texts for n parts, in its order: start; start, one; start, two; start, one, two. Raises InputError for more than
-    10 parts.
-    """
-    check_text(text)
-    start, *parts = text.split("|")
-    if len(parts) > 10:
-        raise InputError(f"a prompt matrix of {len(parts)} parts has {2 ** len(parts)} prompts", remedy="give up to 10")
-    parts = [part.strip().strip(",") for part in parts]
-    return [
-        ", ".join([start, *(part for i, part in enumerate(parts) if number >> i & 1)])
-        for number in range(2 ** len(parts))
-    ]

@@ -54,9 +54,9 @@ def test_guidance_is_three_curves():
 
 def test_channels_share_one_scale():
     latent = torch.linspace(-2, 3, 4 * 5 * 6).view(4, 5, 6)
-    picture = Image.new("RGB", (48, 40), "teal")
-    first, *channels, _ = figures.latents_figure(picture, latent).axes
-    assert (shown(first)[0] == np.asarray(picture)).all()
+    picture = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, *channels, _ = figures.latents_figure(RoundTrip(picture, latent[None], picture)).axes
+    assert (shown(first)[0] == np.asarray(to_pil(picture[0]))).all()
     for axes, channel in zip(channels, latent, strict=True):
         assert np.allclose(shown(axes)[0], channel.numpy())
     (limits,) = {axes.images[0].get_clim() for axes in channels}

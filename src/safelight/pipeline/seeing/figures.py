@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
 from safelight.diffusion.grids import make_grid
 from safelight.diffusion.schedule import NoiseSchedule
@@ -98,8 +97,9 @@ def guidance_figure(pulls: Sequence[Pull]) -> "Figure":
     return figure
 
 
-def latents_figure(picture: Image.Image, latent: Tensor) -> "Figure":
-    """A picture and the channels of its latent (C, h, w), all channels on one scale of colours around 0."""
+def latents_figure(trip: RoundTrip) -> "Figure":
+    """A picture and the channels of its latent, all channels on one scale of colours around 0."""
+    picture, latent = to_pil(trip.picture[0]), trip.latent[0]
     columns = min(len(latent) + 1, 5)
     lines = ceil((len(latent) + 1) / columns)
     figure = _figure(PICTURE * columns + 0.7, (PICTURE + 0.75) * lines)
