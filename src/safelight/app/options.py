@@ -47,6 +47,7 @@ def answers(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
+        """Run it; wrong usage ends with 2, other errors with 1, Ctrl-C with 130."""
         try:
             function(*args, **kwargs)
         except SafelightError as failure:

@@ -133,6 +133,7 @@ def loss_guided(
     """
 
     def steered(x: Tensor, sigma: float) -> Tensor:
+        """The x0 of `denoise`, moved down the loss."""
         strength = scale(sigma) if callable(scale) else scale
         if strength == 0:
             return denoise(x, sigma)

@@ -159,6 +159,7 @@ def steered(
     scale = settings["guidance_scale"] if negative is not None else 1.0
 
     def denoise_at(sigma: float) -> Denoise:
+        """The denoiser of the prompts that act at this noise level."""
         step = step_of(grid, sigma, settings["prompt_delay"])
         rows, against = positive.rows(step), negative.rows(step) if negative is not None else ()
         if (rows, against) not in known:

@@ -278,6 +278,7 @@ class _Reader:
         self.text(start, text)
 
     def mark(self, start: int, sign: str) -> None:
+        """Take in a bracket, which opens or closes a frame, or a separator within one."""
         frame = self.stack[-1]
         if sign in "([":
             if start > self.last_closer:  # nothing will close it, or any that is open

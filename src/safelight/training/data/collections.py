@@ -201,6 +201,7 @@ class _Reader:
     faults: Faults
 
     def entries(self) -> Iterator[Entry]:
+        """Every picture that can be used, in the order of names; the others are counted among the faults."""
         names = self.store.names()
         present = set(names)
         rows = dict(self._rows(names))
