@@ -34,9 +34,7 @@ class Outgoing:
 
 
 def outgoing(tensors: Mapping[str, torch.Tensor]) -> dict[str, Outgoing]:
-    """Wrap tensors that are there already. Raises InputError for a network that was rounded to int8."""
-    if any(t.dtype == torch.int8 for t in tensors.values()):
-        raise InputError("a model rounded to 8 bits is not saved", remedy="load it without int8, and save that")
+    """Wrap tensors that are there already."""
     return {key: Outgoing(t.dtype, tuple(t.shape), lambda t=t: t) for key, t in tensors.items()}  # type: ignore[misc]
 
 
@@ -96,7 +94,12 @@ def write_weights(
     variant: str | None = None,
     max_shard_size: int | None = None,
 ) -> None:
-    """Write one network's weights under diffusers' names: one file, or shards of at most `max_shard_size` bytes."""
+    """Write one network's weights under diffusers' names: one file, or shards of at most `max_shard_size` bytes.
+
+    Raises InputError for a network that was rounded to int8.
+    """
+    if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
+        raise InputError("a model rounded to 8 bits is not saved", remedy="load it without int8, and save that")
     tag, metadata = f".{variant}" if variant else "", {"format": "pt"}
     shards = list(_shards(tensors, max_shard_size))
     if len(shards) == 1:
