@@ -8,7 +8,8 @@
  *     Kb · Q  -> | S   KEYS x | -> P = 2^(S - m)  ->  O  [d][PANEL]  =  2^(m_old - m)·O + Vbᵀ·P
  *                +------------+                       s              =  2^(m_old - m)·s + ΣP
  *
- * Q is packed [d][PANEL] with scale/ln 2 in it. K and V are copied once per head: rows without gaps, with
+ * Scores get their scale/ln 2 in the softmax, in float: q that has it already would be rounded to bfloat16 once more,
+ * which large scores show. Q is packed [d][PANEL]. K and V are copied once per head: rows without gaps, with
  * PAIRS V in pairs of keys. Both products are the loop of gemm.h: rows are keys in the first, and the d of V in the second.
  * q, k, v, o are (batch, length, heads, d) by strides, as the projections make them: nothing is transposed before.
  *
@@ -47,10 +48,9 @@ static void copy_head(const Attention *a, const elem *k, const elem *v, word *k_
 }
 
 static void begin(const Attention *a, const elem *q, long count, State t) {
-    float factor = a->scale * 1.442695041f;
     for (long d = 0; d < a->d; d += PER_WORD) for (long j = 0; j < PANEL; j++) {
         const elem *from = q + j * a->sq.token + d;
-        word w = j < count ? join_words(scalar(from[0]) * factor, scalar(from[PER_WORD - 1]) * factor) : 0;
+        word w = j < count ? join_words(scalar(from[0]), scalar(from[PER_WORD - 1])) : 0;
         t.q[d / PER_WORD * PANEL + j] = w;
     }
     memset(t.o, 0, a->d * PANEL * sizeof *t.o);
@@ -58,20 +58,21 @@ static void begin(const Attention *a, const elem *q, long count, State t) {
 }
 
 /* Scores of n keys -> their exponentials, in place (as words: with PAIRS, of two keys), and m, s, O brought up to date. */
-static void softmax(long n, float *s, long d, State t) {
+static void softmax(const Attention *a, long n, float *s, State t) {
+    vf factor = splat(a->scale * 1.442695041f);
     for (long half = 0; half < PANEL; half += LANES) {
         vf old = loadf(t.m + half), most = old, sum = {};
         for (long i = 0; i < n; i++) most = at_least(most, loadf(s + i * PANEL + half));
         for (long i = 0; i < n; i += PER_WORD) {
-            vf p = exp2v(loadf(s + i * PANEL + half) - most), next = {};
-            if (PER_WORD == 2 && i + 1 < n) next = exp2v(loadf(s + (i + 1) * PANEL + half) - most);
+            vf p = exp2v((loadf(s + i * PANEL + half) - most) * factor), next = {};
+            if (PER_WORD == 2 && i + 1 < n) next = exp2v((loadf(s + (i + 1) * PANEL + half) - most) * factor);
             sum += p + next;
             store_words((word *)s + i / PER_WORD * PANEL + half, p, next); /* never beyond what has been read */
         }
-        vf fade = exp2v(old - most);
+        vf fade = exp2v((old - most) * factor);
         storef(t.m + half, most);
         storef(t.s + half, loadf(t.s + half) * fade + sum);
-        for (long i = 0; i < d; i++) storef(t.o + i * PANEL + half, loadf(t.o + i * PANEL + half) * fade);
+        for (long i = 0; i < a->d; i++) storef(t.o + i * PANEL + half, loadf(t.o + i * PANEL + half) * fade);
     }
 }
 
@@ -92,7 +93,7 @@ static void queries(const Attention *a, const elem *q, elem *o, long count, cons
     for (long i = 0; i < a->keys; i += KEYS) for (long p = 0; p < panels; p++) {
         long n = min(KEYS, a->keys - i);
         gemm(n, k + i * words, words, 1, t[p].q, words, s, 0);
-        softmax(n, s, d, t[p]);
+        softmax(a, n, s, t[p]);
         gemm(d, v + i / PER_WORD * d, 1, d, (word *)s, ceil_div(n, PER_WORD), t[p].o, 1);
     }
     for (long p = 0; p < panels; p++) finish(a, o + p * PANEL * a->so.token, min(PANEL, count - p * PANEL), t[p]);
