@@ -45,7 +45,7 @@ def diffusers(folder: Path, given: argparse.Namespace, compiles: bool = False) -
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, given.dtype)).to(given.device)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)  # as for latents
     pipe.set_progress_bar_config(disable=True)
     for network in (pipe.unet, pipe.vae):
         network.to(memory_format=torch.channels_last)

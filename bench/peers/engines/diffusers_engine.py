@@ -76,7 +76,7 @@ def decode(job, dtype):
 
 def draw(job, dtype):
     pipe = StableDiffusionPipeline.from_pretrained(job.model, torch_dtype=dtype)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)  # as for latents
     pipe.set_progress_bar_config(disable=True)
     for network in (pipe.unet, pipe.vae):
         laid_out(network)

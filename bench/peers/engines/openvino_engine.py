@@ -166,7 +166,7 @@ def draw(job):
 
     words, denoise, picture = text(SimpleNamespace(**vars(job) | {"batch": 2})), unet(job, 2), decode(job)
     tokenizer = CLIPTokenizer.from_pretrained(job.model, subfolder="tokenizer")
-    scheduler = DDIMScheduler.from_pretrained(job.model, subfolder="scheduler")
+    scheduler = DDIMScheduler.from_pretrained(job.model, subfolder="scheduler", clip_sample=False)  # as for latents
 
     def drawn(prompt, seed):
         ids = tokenizer(["", str(prompt)], padding="max_length", max_length=77, truncation=True).input_ids
