@@ -111,7 +111,7 @@ INLINE vt dot(vt sum, word x, vi u) {
 typedef float total;
 typedef vf vt;
 #if defined(PAIRS) && !defined(FLOAT_WORDS) /* a file may ask for words of float in any variant */
-typedef uint32_t word;
+typedef uint32_t word __attribute__((aligned(2), may_alias)); /* two elements, wherever a tensor begins */
 typedef vu vw;
 enum { PER_WORD = 2 };
 INLINE word join_words(float first, float second) { return element(first) | (word)element(second) << 16; }
