@@ -175,7 +175,8 @@ def train(
     if "autoencoder" in made and stage != "autoencoder":
         words += ["--init" if stage == "decoder" else "--autoencoder", str(made["autoencoder"])]
     if asked.steps:
-        fewer = {name: min(value, asked.steps) for name, value in options.items() if name.endswith("steps")}
+        counts = ("steps", "features-steps", "sheet-steps")
+        fewer = {name: min(options[name], asked.steps) for name in counts if name in options}
         options = {**options, **fewer}
     if asked.batch_size:
         options = {**options, "batch-size": asked.batch_size}

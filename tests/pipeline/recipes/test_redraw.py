@@ -1,5 +1,6 @@
 """Pictures drawn again from their files: byte for byte from ours; a clear error where something is missing."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +161,8 @@ def test_a_model_is_found_again_by_its_hash(single, tmp_path, memory):
     assert difference(path, redraw(reading, found).pictures[0]) == "the pixels are identical"
     short = replace(reading, model={"name": "renamed", "hash": reading.model["weights"]["small.safetensors"][:10]})
     assert weights.find_model(short=short.model["hash"]) == single
+    os.utime(single, (1, 1))  # another file has taken its place
+    assert weights.find_model(reading.model["weights"]) is None
 
 
 def test_a_missing_model_is_told_by_name_and_hash(single, tmp_path, memory):

@@ -54,28 +54,48 @@ def _place(file: Path) -> Path:
 
 
 def find_model(weights: Mapping[str, str] | None = None, short: str = "") -> Path | None:
-    """A model on this machine that had exactly these hashes, or a file with A1111's short one, and is still there.
+    """A model on this machine that had exactly these hashes, or a file with A1111's short one, and is still the same.
 
     Or one of the other `PARTS`, by the hashes of its files.
     """
-    for source, known in _remembered().get("models", {}).items():
+    memory = _remembered()
+    for source, known in memory.get("models", {}).items():
         own = [digest for name, digest in known.items() if not part_of(name)]
         alike = known == dict(weights) if weights else any(digest.startswith(short) for digest in own)
-        if (weights or len(short) >= 10) and alike and Path(source).exists():
+        if (weights or len(short) >= 10) and alike and _unchanged(Path(source), known, memory):
             return Path(source)
     return None
 
 
+def _unchanged(place: Path, known: Mapping[str, str], memory: dict[str, Any]) -> bool:
+    """Whether all is still there that these hashes were taken of, and as it was then."""
+    digests = set(known.values())
+    taken = {
+        Path(name): record
+        for name, record in memory.get("files", {}).items()
+        if digests & {str(one) for one in record[2:]}
+    }
+    own = {file: stamp for file, (*stamp, _) in taken.items() if file == place or place in file.parents}
+    with suppress(OSError):
+        return place.exists() and all(_stamp(file) == stamp for file, stamp in own.items())
+    return False
+
+
 def _hash(file: Path, memory: dict[str, Any]) -> str:
-    state = file.stat()
-    stamp, files = [state.st_size, state.st_mtime_ns], memory.setdefault("files", {})
+    stamp, files = _stamp(file), memory.setdefault("files", {})
     known = files.get(str(file.absolute()))
-    if isinstance(known, list) and known[:2] == stamp:
+    if known is not None and known[:2] == stamp:
         return str(known[2])
     with file.open("rb") as opened:
         digest = file_digest(opened, "sha256").hexdigest()
     files[str(file.absolute())] = [*stamp, digest]
     return digest
+
+
+def _stamp(file: Path) -> list[int]:
+    """What changes when a file does: its size in bytes, and its time. Raises OSError."""
+    state = file.stat()
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _remembered() -> dict[str, Any]:
@@ -85,7 +105,8 @@ def _remembered() -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     good = isinstance(memory, dict) and all(isinstance(memory.get(key, {}), dict) for key in ("files", "models"))
-    return memory if good and all(isinstance(known, dict) for known in memory.get("models", {}).values()) else {}
+    good = good and all(isinstance(known, dict) for known in memory.get("models", {}).values())
+    return memory if good and all(isinstance(record, list) for record in memory.get("files", {}).values()) else {}
 
 
 def _remember(memory: dict[str, Any]) -> None:
