@@ -131,7 +131,7 @@ def whole_numbers(k: Kernels):
         yield Row(
             f"int8 {'geglu' if gate else 'linear'} {rows}x{n_in} -> {n_out}",
             2 * rows * n_in * w.shape[0],
-            lambda a=(x, whole, scale, bias), gate=gate: k.linear_int8(*a, gate=bool(gate)),
+            lambda a=(x, whole, bias), scale=scale, gate=gate: k.linear(*a, scale=scale, gate=bool(gate)),
             lambda a=(x, w, bias), twin=twin: twin(*a),
             lambda a=(x, w, bias), twin=twin: twin(*map(double, a)),
         )

@@ -159,7 +159,7 @@ class Fuzz:
         n_in, n_out, rows = k.lanes * self.size(70), 2 * k.lanes * self.size(6), self.size(130)
         x, weight = self.strided(2, rows, n_in), self.strided(n_out, n_in, std=n_in**-0.5)
         bias, residual = self.maybe(lambda: self.values(n_out)), self.maybe(lambda: self.strided(2, rows, n_out))
-        assert k.takes_linear(x, weight, bias, residual)
+        assert k.takes_linear(x, weight, bias, residual=residual)
         return Case(
             f"linear {rows}x{n_in} -> {n_out}",
             lambda: k.linear(x, weight, bias, residual=residual),
@@ -183,10 +183,10 @@ class Fuzz:
         n_in, n_out, rows = k.lanes * self.size(70), 2 * k.lanes * self.size(6), self.size(130)
         x, (weight, scale) = self.strided(2, rows, n_in), self.int8(n_out, n_in)
         bias, residual = self.maybe(lambda: self.values(n_out)), self.maybe(lambda: self.strided(2, rows, n_out))
-        assert k.takes_linear_int8(x, weight, scale, bias, residual)
+        assert k.takes_linear(x, weight, bias, scale=scale, residual=residual)
         return Case(
             f"linear_int8 {rows}x{n_in} -> {n_out}",
-            lambda: k.linear_int8(x, weight, scale, bias, residual=residual),
+            lambda: k.linear(x, weight, bias, scale=scale, residual=residual),
             lambda to: twins.linear(to(x), weight, to(bias), scale=scale, residual=to(residual)),
         )
 
@@ -195,10 +195,10 @@ class Fuzz:
         n_in, n_out, rows = k.lanes * self.size(40), k.lanes * self.size(12), self.size(130)
         x, (weight, scale) = self.strided(rows, n_in), self.int8(2 * n_out, n_in)
         bias = self.maybe(lambda: self.values(2 * n_out))
-        assert k.takes_linear_int8(x, weight, scale, bias)
+        assert k.takes_linear(x, weight, bias, scale=scale)
         return Case(
             f"geglu_int8 {rows}x{n_in} -> {n_out}",
-            lambda: k.linear_int8(x, weight, scale, bias, gate=True),
+            lambda: k.linear(x, weight, bias, scale=scale, gate=True),
             lambda to: twins.geglu(to(x), weight, to(bias), scale=scale),
         )
 

@@ -105,7 +105,7 @@ def layers(k: Kernels, seed: int) -> list[torch.Tensor]:
     m, n = torch.randn(70, 64, generator=g), torch.randn(96, 64, generator=g)
     norm = k.group_norm(x, 4, None, None, 1e-5, silu=True)
     whole, scale = twins.quantize(n)
-    eight = k.linear_int8(m, whole.to(torch.int8), scale[:, 0])
+    eight = k.linear(m, whole.to(torch.int8), scale=scale[:, 0])
     return [k.conv3x3(x, w), norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True), eight]
 
 
@@ -150,7 +150,7 @@ def test_what_is_not_finite_passes_through(name, value, library):
         (k.attention(q, q, bad), twins.attention(q, q, bad)),
         (k.linear(rows, matrix), twins.linear(rows, matrix)),
         (k.linear(rows, matrix, gate=True), twins.geglu(rows, matrix)),
-        (k.linear_int8(rows, ones, worth), twins.linear(rows, ones, scale=worth)),
+        (k.linear(rows, ones, scale=worth), twins.linear(rows, ones, scale=worth)),
     ]
     for i, (ours, theirs) in enumerate(pairs):
         if theirs.isnan().any() or theirs.isinf().any():

@@ -98,6 +98,7 @@ def of_round_trip(name: str, what: str) -> Callable[..., None]:
         height: HeightOption = None,
         out: FigureOption = None,
     ) -> None:
+        """Load the model, send the picture through its autoencoder, and draw what `name` says of the way."""
         out = writable(out, name)
         from safelight.pipeline.loading import load
         from safelight.pipeline.seeing import figures

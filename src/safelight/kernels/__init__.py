@@ -100,15 +100,9 @@ def linear(
     numbers as well, in 127ths of its largest (W8A8): see `quantize`, and docs/speed.md for what that costs.
     """
     c = kernels_for(x.dtype) if fast else None
-    if (
-        c
-        and scale is not None
-        and c.takes_linear_int8(x, weight, scale, bias, residual)
-        and pays(c, "linear_int8", rows(x))
-    ):
-        return c.linear_int8(x, weight, scale, bias, residual=residual)
-    if c and scale is None and c.takes_linear(x, weight, bias, residual) and pays(c, "linear", rows(x)):
-        return c.linear(x, weight, bias, residual=residual)
+    kind = "linear" if scale is None else "linear_int8"
+    if c and c.takes_linear(x, weight, bias, scale=scale, residual=residual) and pays(c, kind, rows(x)):
+        return c.linear(x, weight, bias, scale=scale, residual=residual)
     return twins.linear(x, weight, bias, scale=scale, residual=residual)
 
 
@@ -120,10 +114,9 @@ def geglu(
     `scale` (2N) as in `linear`.
     """
     c = kernels_for(x.dtype) if fast else None
-    if c and scale is not None and c.takes_linear_int8(x, weight, scale, bias) and pays(c, "linear_int8", rows(x)):
-        return c.linear_int8(x, weight, scale, bias, gate=True)
-    if c and scale is None and c.takes_linear(x, weight, bias) and pays(c, "geglu", rows(x)):
-        return c.linear(x, weight, bias, gate=True)
+    kind = "geglu" if scale is None else "linear_int8"
+    if c and c.takes_linear(x, weight, bias, scale=scale) and pays(c, kind, rows(x)):
+        return c.linear(x, weight, bias, scale=scale, gate=True)
     return twins.geglu(x, weight, bias, scale=scale)
 
 

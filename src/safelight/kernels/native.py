@@ -120,11 +120,26 @@ class Kernels:
         self._run("conv3x3", x, beside, weight, added, residual, y, batch, height, width, c1, ci, co, step, up, silu)
         return y
 
-    def takes_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> bool:
-        """In features a multiple of the lanes; out features of twice the lanes (with a gate, before it: so as well)."""
-        fits = weight.shape[0] % (2 * self.lanes) == 0 and weight.shape[1] % self.lanes == 0
-        same = x.shape[-1:] == weight.shape[1:] and is_row(bias, weight.shape[0])
-        return fits and same and x.numel() > 0 and self.takes(x, weight, bias, residual)
+    def takes_linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> bool:
+        """In features a multiple of the lanes; out features of twice the lanes (with a gate, before it: so as well).
+
+        With `scale`, weight is int8 and has at most 65,536 features in.
+        """
+        n, k = weight.shape
+        fits = n % (2 * self.lanes) == 0 and k % self.lanes == 0
+        same = x.shape[-1] == k and is_row(bias, n) and is_row(scale, n)
+        if scale is None:
+            return fits and same and x.numel() > 0 and self.takes(x, weight, bias, residual)
+        whole = weight.dtype == torch.int8 and weight.device.type == "cpu" and 0 < k <= 65_536
+        return whole and fits and same and x.numel() > 0 and self.takes(x, bias, residual)
 
     def linear(
         self,
@@ -132,6 +147,7 @@ class Kernels:
         weight: Tensor,
         bias: Tensor | None = None,
         *,
+        scale: Tensor | None = None,
         residual: Tensor | None = None,
         gate: bool = False,
     ) -> Tensor:
@@ -140,34 +156,10 @@ class Kernels:
         n, rows = n // 2 if gate else n, x.numel() // k
         x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
         residual = None if residual is None else residual.expand_as(y).contiguous()
-        self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)
-        return y
-
-    def takes_linear_int8(
-        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None = None
-    ) -> bool:
-        """As `takes_linear`, for a weight of int8 with a scale for each row, and at most 65,536 features in."""
-        (n, k), whole = weight.shape, weight.dtype == torch.int8 and weight.device.type == "cpu"
-        fits = n % (2 * self.lanes) == 0 and k % self.lanes == 0 and 0 < k <= 65_536
-        same = x.shape[-1] == k and scale.shape == (n,) and is_row(bias, n)
-        return whole and fits and same and x.numel() > 0 and self.takes(x, bias, residual)
-
-    def linear_int8(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
-        *,
-        residual: Tensor | None = None,
-        gate: bool = False,
-    ) -> Tensor:
-        """As `kernels.linear` with a scale, or with `gate` as `kernels.geglu` with one."""
-        n, k = weight.shape
-        n, rows = n // 2 if gate else n, x.numel() // k
-        x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
-        residual = None if residual is None else residual.expand_as(y).contiguous()
-        self._run("linear_int8", x, weight, float32(scale), float32(bias), residual, y, rows, k, n, gate)
+        if scale is None:
+            self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)
+        else:
+            self._run("linear_int8", x, weight, float32(scale), float32(bias), residual, y, rows, k, n, gate)
         return y
 
     def _run(self, name: str, *arguments: object) -> None:
