@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -106,19 +107,22 @@ class Fuzz:
         k, lanes = self.kernels, self.kernels.lanes
         b, h, w = self.size(3), self.size(17), self.size(17)
         c1, c2 = lanes * self.size(9), lanes * self.size(4) if self.rng.random() < 0.3 else 0
-        co, up = 2 * lanes * self.size(3), self.rng.random() < 0.3
+        co, up, of_few = 2 * lanes * self.size(3), self.rng.random() < 0.3, self.rng.random() < 0.3
+        down = of_few and self.rng.random() < 0.4
         x, beside = self.strided(b, c1, h, w), self.strided(b, c2, h, w) if c2 else None
         weight = self.strided(co, c1 + c2, 3, 3, std=(9 * (c1 + c2)) ** -0.5)
         bias, shift = self.maybe(lambda: self.values(co)), self.maybe(lambda: self.values(self.rng.choice((1, b)), co))
-        residual = self.maybe(lambda: self.strided(b, co, h << up, w << up))
+        sides = (ceil((side << up) / (1 + down)) for side in (h, w))
+        residual = self.maybe(lambda: self.strided(b, co, *sides))
         silu = self.rng.random() < 0.5
         assert k.takes_conv3x3(x, weight, bias, beside, shift, residual)
+        settings = {"up": up, "silu": silu, **({"down": down} if of_few else {})}
+        ours = k.conv3x3_of_few if of_few else k.conv3x3
         return Case(
-            f"conv3x3 {b}x{c1}+{c2}x{h}x{w} -> {co} {up=} {silu=}",
-            lambda: k.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu),
+            f"{ours.__name__} {b}x{c1}+{c2}x{h}x{w} -> {co} {settings}",
+            lambda: ours(x, weight, bias, beside=beside, shift=shift, residual=residual, **settings),
             lambda to: twins.conv3x3(
-                to(x), to(weight), to(bias), beside=to(beside), shift=to(shift),
-                residual=to(residual), up=up, silu=silu,
+                to(x), to(weight), to(bias), beside=to(beside), shift=to(shift), residual=to(residual), **settings,
             ),
         )  # fmt: skip
 

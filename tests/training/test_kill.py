@@ -1,7 +1,7 @@
 """Killed at random moments and resumed, a training ends with the same bytes.
 
 Death is a timer of the kernel's, which a process sets at some step of its own and which ends it as SIGKILL does: no
-handler runs, nothing is flushed. So the moment is random within a step or two, and how fast the machine is does not matter.
+handler runs, nothing is flushed. So the moment is random within a step or two, however fast the machine is.
 """
 
 import multiprocessing

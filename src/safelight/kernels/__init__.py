@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.kernels import twins
-from safelight.kernels.choice import kernels_for, pays, report
+from safelight.kernels.choice import few, kernels_for, pays, report
 from safelight.kernels.twins import quantize
 
 __all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report"]
@@ -70,19 +70,24 @@ def conv3x3(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     up: bool = False,
+    down: bool = False,
     silu: bool = False,
     fast: bool = False,
 ) -> Tensor:
-    """A 3x3 convolution of stride 1 and padding 1, with what stands around it in the networks.
+    """A 3x3 convolution of padding 1, and of stride 1 or with `down` 2, with what stands around it in the networks.
 
     x is (B, C, H, W); weight (C', C, 3, 3); bias (C'). `beside` (B, C2, H, W) is read as if joined to x by channels,
     and weight has C + C2 of them then; with `up`, H and W are doubled first, by nearest neighbour. To the result,
     (B, C', H, W), `shift` (B or 1, C') is added for each picture, and `residual`, of its shape; then SiLU if `silu`.
     """
     c = kernels_for(x.dtype) if fast else None
-    if c and c.takes_conv3x3(x, weight, bias, beside, shift, residual) and pays(c, "conv3x3", tiles(x, up)):
-        return c.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
-    return twins.conv3x3(x, weight, bias, beside=beside, shift=shift, residual=residual, up=up, silu=silu)
+    around = {"beside": beside, "shift": shift, "residual": residual}
+    if c and c.takes_conv3x3(x, weight, bias, **around):
+        if few(c, tiles(x, up, down), down):
+            return c.conv3x3_of_few(x, weight, bias, **around, up=up, down=down, silu=silu)
+        if not down:
+            return c.conv3x3(x, weight, bias, **around, up=up, silu=silu)
+    return twins.conv3x3(x, weight, bias, **around, up=up, down=down, silu=silu)
 
 
 def linear(
@@ -120,10 +125,10 @@ def geglu(
     return twins.geglu(x, weight, bias, scale=scale)
 
 
-def tiles(x: Tensor, up: bool) -> int:
+def tiles(x: Tensor, up: bool, down: bool) -> int:
     """How many 4x4 pixels a convolution of x (B, C, H, W) gives: what its C kernel computes at a time."""
     batch, _, height, width = x.shape
-    return batch * ceil((height << up) / 4) * ceil((width << up) / 4)
+    return batch * ceil((height << up) / (4 << down)) * ceil((width << up) / (4 << down))
 
 
 def rows(x: Tensor) -> int:

@@ -19,13 +19,15 @@ _one_at_a_time = Lock()
 
 # What a call must have at least so that C is the faster, as `bench/kernels.py` shows on a CPU with AVX2.
 LEAST = {
-    "conv3x3": (12, "tiles of 4x4 pixels"),  # the weights are transformed at every call, whatever the picture's size
+    "conv3x3": (1, "tiles of 4x4 pixels"),
     "group_norm": (8192, "values"),
     "attention": (256, "queries"),
     "geglu": (32, "rows"),
     "linear_int8": (1, "rows"),
 }
-LEAST_EMULATED = {"conv3x3": 1, "geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
+LEAST_EMULATED = {"geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
+FEW = 2  # tiles of 4x4 pixels, that a convolution in C is a linear layer for: transforming its weights takes longer
+FEW_DOWN = 8  # with stride 2, which the transform is not for; torch is as fast with more, and half as fast with fewer
 NARROW = 64  # the widest head whose attention pays in float32
 
 
@@ -43,6 +45,13 @@ def pays(kernels: Kernels, operation: str, size: int, head: int = 0) -> bool:
     """
     least = _least(kernels, operation)
     return least is not None and size >= least and head <= (_widest(kernels, operation) or head)
+
+
+def few(kernels: Kernels, tiles: int, down: bool) -> bool:
+    """Whether a 3x3 convolution that gives so many tiles is best a linear layer in C; with `down` its stride is 2."""
+    if down and kernels.variant.name == "avx2_bf16":
+        return True
+    return tiles <= (FEW_DOWN if down else FEW)
 
 
 def _least(kernels: Kernels, operation: str) -> int | None:

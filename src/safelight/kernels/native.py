@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from safelight.kernels import twins
 from safelight.kernels.build import Variant
 
 ARGUMENTS = {
@@ -119,6 +121,40 @@ class Kernels:
             added, step = total.expand(batch, co).contiguous(), co
         self._run("conv3x3", x, beside, weight, added, residual, y, batch, height, width, c1, ci, co, step, up, silu)
         return y
+
+    def conv3x3_of_few(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        beside: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        up: bool = False,
+        down: bool = False,
+        silu: bool = False,
+    ) -> Tensor:
+        """As `kernels.conv3x3`, for few pixels: a linear layer of each one's 3x3 neighbours, on the plain weights.
+
+        To transform weights, as Winograd does, takes longer than all products where few tiles share them.
+        """
+        x, stride = twins.source(x, beside, up), 1 + down
+        batch, channels, height, width = x.shape
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        height, width, (picture, row, pixel, _) = -(-height // stride), -(-width // stride), padded.stride()
+        windows = padded.as_strided(
+            (batch, height, width, 3, 3, channels), (picture, stride * row, stride * pixel, row, pixel, 1)
+        )
+        if shift is not None:
+            residual = shift[:, :, None, None] if residual is None else residual + shift[:, :, None, None]
+        y = self.linear(
+            windows.reshape(batch, height, width, 9 * channels),
+            weight.permute(0, 2, 3, 1).reshape(len(weight), 9 * channels),
+            bias,
+            residual=None if residual is None else residual.permute(0, 2, 3, 1),
+        )
+        return (F.silu(y) if silu else y).permute(0, 3, 1, 2)
 
     def takes_linear(
         self,

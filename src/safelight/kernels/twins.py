@@ -29,19 +29,23 @@ def conv3x3(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     up: bool = False,
+    down: bool = False,
     silu: bool = False,
 ) -> Tensor:
     """See `kernels.conv3x3`."""
-    if beside is not None:
-        x = torch.cat([x, beside], dim=1)
-    if up:
-        x = F.interpolate(x, size=(2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
-    y = F.conv2d(x, weight, bias, padding=1)
+    y = F.conv2d(source(x, beside, up), weight, bias, stride=1 + down, padding=1)
     if shift is not None:
         y = y + shift[:, :, None, None]
     if residual is not None:
         y = residual + y
     return F.silu(y) if silu else y
+
+
+def source(x: Tensor, beside: Tensor | None, up: bool) -> Tensor:
+    """What a convolution reads: x, joined to `beside` by channels, and doubled in height and width with `up`."""
+    if beside is not None:
+        x = torch.cat([x, beside], dim=1)
+    return F.interpolate(x, size=(2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest") if up else x
 
 
 def linear(

@@ -100,18 +100,24 @@ class Linear(nn.Linear):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1 that keeps height and width, and what may be added to its result."""
+    """A 3x3 convolution of stride 1 or 2 with a border of one zero, and what may be added to its result."""
 
     fast = False
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, *, stride: Literal[1, 2] = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.down = stride == 2
 
     def forward(
         self, x: Tensor, *, shift: Tensor | None = None, residual: Tensor | None = None, up: bool = False
     ) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W), twice H and W with `up`; see `kernels.conv3x3`."""
-        return kernels.conv3x3(x, self.weight, self.bias, shift=shift, residual=residual, up=up, fast=self.fast)
+        """(B, in_channels, H, W) -> (B, out_channels, H, W), twice H and W with `up`, half with stride 2.
+
+        See `kernels.conv3x3`.
+        """
+        return kernels.conv3x3(
+            x, self.weight, self.bias, shift=shift, residual=residual, up=up, down=self.down, fast=self.fast
+        )
 
 
 class Downsample(nn.Module):
@@ -124,7 +130,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, *, padding: int = 1) -> None:
         super().__init__()
         self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv3x3(channels, channels, stride=2) if padding else nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2). `emb` is not used: a ResBlock, which uses it, may stand in this place."""

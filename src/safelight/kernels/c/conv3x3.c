@@ -23,7 +23,7 @@
 #define FLOAT_WORDS /* the transforms amplify: bfloat16 is for the tensors alone */
 #include "gemm.h"
 
-enum { TAPS = 36, KC = 128, PAD = 48 }; /* PAD words keep taps from falling on the same cache lines */
+enum { TAPS = 36, KC = 128, PAD = 48, U_TAP = KC * PANEL + PAD }; /* PAD words keep taps from falling on the same cache lines */
 #define A 0.75f
 #define B 1.5f
 #define AA (A * A)
@@ -108,7 +108,7 @@ static void transform_input(const Conv *c, long tile, word *v, long tap, long bl
     }
 }
 
-/* Weights of PANEL output channels from `co` on, and n input channels from `ci` on -> U [36][KC][PANEL]. */
+/* Weights of PANEL output channels from `co` on, and n input channels from `ci` on -> U [36][KC][PANEL], taps U_TAP apart. */
 static void transform_weights(const Conv *c, long co, long ci, long n, word *u) {
     float plain[9 * LANES * PANEL]; /* [9][LANES channels][PANEL] */
     for (long k = 0; k < n; k += LANES) {
@@ -126,7 +126,7 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
             }
             UNROLL for (int y = 0; y < 6; y++) {
                 weight_points(columns[y], o);
-                UNROLL for (int x = 0; x < 6; x++) storef(u + ((y * 6 + x) * KC + k + i) * PANEL + half, o[x]);
+                UNROLL for (int x = 0; x < 6; x++) storef(u + (y * 6 + x) * U_TAP + (k + i) * PANEL + half, o[x]);
             }
         }
     }
@@ -162,7 +162,7 @@ static void panel(const Conv *c, long co, long first, long n, const word *v, lon
         long channels = min(KC, c->ci - ci);
         transform_weights(c, co, ci, channels, u);
         for (int t = 0; t < TAPS; t++)
-            gemm(n, v + t * tap, KC, 1, u + t * KC * PANEL, channels, m + t * m_tap, ci > 0);
+            gemm(n, v + t * tap, KC, 1, u + t * U_TAP, channels, m + t * m_tap, ci > 0);
     }
     for (long t = 0; t < n; t++) transform_output(c, first + t, co, m + t * PANEL, m_tap);
 }
@@ -180,7 +180,7 @@ int KERNEL(conv3x3)(const elem *x1, const elem *x2, const elem *weight, const fl
     long part = ceil_div(chunk / ROWS, parts) * ROWS;
     long tap = chunk * KC + PAD, block = TAPS * tap;
     word *v = scratch(ceil_div(ci, KC) * block * sizeof *v);
-    size_t u_size = TAPS * KC * PANEL, m_size = TAPS * (part * PANEL + PAD);
+    size_t u_size = TAPS * U_TAP, m_size = TAPS * (part * PANEL + PAD);
     float *own = scratch(threads * (u_size + m_size) * sizeof *own);
     if (!v || !own) { free(v); free(own); return NO_MEMORY; }
     large_pages(y, batch * h * w * co * sizeof *y);
