@@ -225,6 +225,25 @@ def test_parts_without_a_scheduler_get_their_familys(sd1, tmp_path):
     assert again.scheduler_config["beta_end"] == 0.012
 
 
+def test_what_a_model_is_best_guided_by_is_kept_and_checked(sd1, tmp_path):
+    from dataclasses import replace
+
+    from safelight.checkpoint.errors import CorruptFile
+
+    parts = load_parts(sd1)
+    assert parts.guidance_scale == 7.5
+    save_folder(parts, tmp_path / "m")
+    assert "_guidance_scale" not in json.loads((tmp_path / "m" / "model_index.json").read_text())
+    save_folder(replace(parts, guidance_scale=4.0), tmp_path / "n")
+    save_single_file(load_parts(tmp_path / "n"), tmp_path / "n.safetensors")
+    assert load_parts(tmp_path / "n.safetensors").guidance_scale == 4.0
+    index = tmp_path / "n" / "model_index.json"
+    for value in ("4", -1, True, [4]):
+        index.write_text(json.dumps({**json.loads(index.read_text()), "_guidance_scale": value}))
+        with pytest.raises(CorruptFile, match="_guidance_scale"):
+            load_parts(tmp_path / "n")
+
+
 def test_sd1_layout_has_1131_tensors():
     """The full architecture, on the meta device: names, shapes and counts of the original file."""
     from safelight.checkpoint.build import on_meta

@@ -56,6 +56,15 @@ def test_picture_k_is_the_picture_of_seed_k_alone(model, sampler):
         assert np.abs(pixels(together[k]) - pixels(split[k])).max() <= 1
 
 
+def test_the_model_says_how_it_is_guided_where_nothing_is_asked(model):
+    soft = replace(model, guidance_scale=3.0)
+    asked = [safelight.text_to_image(one, "a fox", **QUICK, **more) for one, more in (
+        (soft, {}), (model, {"guidance_scale": 3.0}), (model, {}), (soft, {"guidance_scale": 7.5}))]  # fmt: skip
+    assert np.array_equal(pixels(asked[0][0]), pixels(asked[1][0]))
+    assert np.array_equal(pixels(asked[2][0]), pixels(asked[3][0]))
+    assert asked[0].recipes[0].request["guidance_scale"] == 3.0 and asked[2].recipes[0].request["guidance_scale"] == 7.5
+
+
 def test_several_prompts_are_drawn_count_times_each(model):
     drawn = safelight.text_to_image(model, ["a fox", "a hat on a table"], count=2, **QUICK)
     assert drawn.seeds == (5, 6, 7, 8)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from safelight.checkpoint.errors import CorruptFile, UnknownClass, WrongModel
 from safelight.checkpoint.files import read_json
+from safelight.checkpoint.parts import Parts
 from safelight.errors import CheckpointError, SafelightError, nearest
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig
@@ -188,6 +189,18 @@ def class_names(index: Config, path: Path) -> tuple[str, ...]:
         what = "id2label is not an object of names for the numbers from 0 on"
         raise CorruptFile(what, path=path, key="id2label", remedy='such as {"0": "apple", "1": "pear"}')
     return tuple(name for name in numbered if isinstance(name, str))
+
+
+def guidance_scale(index: Config, path: Path) -> float:
+    """What a model is best guided by: "_guidance_scale" of its model_index.json, which diffusers passes over.
+
+    Raises CorruptFile.
+    """
+    scale = index.get("_guidance_scale", Parts.guidance_scale)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale <= 100:
+        what = f"_guidance_scale is {scale!r}, which no picture can be guided by"
+        raise CorruptFile(what, path=path, key="_guidance_scale", remedy="give a number from 0 to 100, or leave it out")
+    return float(scale)
 
 
 def scheduler(folder: Path) -> Config:

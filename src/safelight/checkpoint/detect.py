@@ -11,6 +11,7 @@ from typing import Any
 from safelight.checkpoint import layouts
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors
+from safelight.checkpoint.parts import Parts
 from safelight.errors import nearest
 from safelight.models import presets
 from safelight.models.autoencoder_config import SD_SCALING_FACTOR
@@ -50,6 +51,7 @@ class Detected:
     scheduler: Config | None = None  # where the file says it
     conditioner: Config | None = None
     classes: tuple[str, ...] = ()
+    guidance_scale: float = Parts.guidance_scale
 
 
 class Shapes(dict[str, tuple[int, ...]]):

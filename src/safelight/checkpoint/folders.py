@@ -42,6 +42,7 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
         tokenizer=tokenizer,
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=configs.class_names(index, path / "model_index.json"),
+        guidance_scale=configs.guidance_scale(index, path / "model_index.json"),
         scheduler_config=scheduler,
         low_res_scheduler_config=configs.scheduler(path / "low_res_scheduler") if has["low_res_scheduler"] else {},
         family=family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),

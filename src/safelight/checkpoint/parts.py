@@ -24,7 +24,8 @@ class Parts:
     `extra` holds a single file's tensors that no network here has (OpenCLIP's last block, LDM's BERT), under their
     names in the file, so that they can be written again; they stay in the file until then.
     `conditioner` is what tells the U-Net of a class, a layout or a map, and `classes` are the names of its classes, or
-    of those of the U-Net's own table. `low_res_scheduler_config` describes the noise an upscaler lays on pictures.
+    of those of the U-Net's own table. `guidance_scale` is what it is best guided by, as far as the files say.
+    `low_res_scheduler_config` describes the noise an upscaler lays on pictures.
     `weights` are the files whose tensors were taken: names within the model -> where they lie.
     """
 
@@ -34,6 +35,7 @@ class Parts:
     tokenizer: Tokenizer | None = None
     conditioner: Conditioner | None = None
     classes: tuple[str, ...] = ()
+    guidance_scale: float = 7.5
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     low_res_scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"

@@ -136,6 +136,8 @@ def model_index(parts: Parts) -> dict[str, Any]:
         index["conditioner"] = ["safelight", type(parts.conditioner).__name__]
     if parts.classes:
         index["id2label"] = {str(number): name for number, name in enumerate(parts.classes)}
+    if parts.guidance_scale != Parts.guidance_scale:
+        index["_guidance_scale"] = parts.guidance_scale
     if parts.tokenizer is not None:
         index["tokenizer"] = ["transformers", "CLIPTokenizer"]
     if parts.text_encoder is not None:
@@ -208,6 +210,7 @@ def metadata(parts: Parts) -> dict[str, str]:
         scheduler=scheduler_config(parts),
         conditioner=None if parts.conditioner is None else config_of(parts.conditioner),
         classes=parts.classes,
+        guidance_scale=parts.guidance_scale,
     )
     kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
     return {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}

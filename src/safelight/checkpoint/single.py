@@ -48,6 +48,7 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         tokenizer=tokenizer(found.text_dialect),
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=found.classes,
+        guidance_scale=found.guidance_scale,
         scheduler_config=found.scheduler or scheduler_config(whole, found.family),
         low_res_scheduler_config=LOW_RES_SCHEDULER if found.family == "sd2-upscale" else {},
         family=found.family,
@@ -68,7 +69,8 @@ def remembered(file: Tensors) -> Detected | None:
         return None
     try:
         note = json.loads(text)
-        later: dict[str, Any] = {"conditioner": None, "classes": []}  # what notes did not know at first
+        # What notes did not know at first
+        later: dict[str, Any] = {"conditioner": None, "classes": [], "guidance_scale": Parts.guidance_scale}
         found = Detected(**{field.name: frozen({**later, **note}[field.name]) for field in fields(Detected)})
         if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip"):
             raise ValueError(f"family {found.family!r}, text_dialect {found.text_dialect!r}")
@@ -79,6 +81,7 @@ def remembered(file: Tensors) -> Detected | None:
         ) from error
     known = (configs.UNETS, configs.AUTOENCODERS, configs.TEXT_ENCODERS, configs.SCHEDULERS, configs.CONDITIONERS)
     noted = (found.unet, found.autoencoder, found.text_encoder, found.scheduler, found.conditioner)
+    configs.guidance_scale({"_guidance_scale": found.guidance_scale}, file.path)
     for config, classes in zip(noted, known, strict=True):
         if config is not None:
             configs.vet(config, classes, file.path)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from safelight.checkpoint.parts import Parts
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.denoiser import Denoiser
 from safelight.diffusion.grids import Grid, make_grid
@@ -36,6 +37,7 @@ class LatentDiffusion:
         conditioner: tells the U-Net of a class, a layout or a map of classes; None for other models.
         decoder: a tiny one that tasks and previews use in place of the autoencoder's own; None for most models.
         classes: the names of the classes, where they are known.
+        guidance_scale: what it is best guided by, which tasks take where nothing is asked.
         low_res_schedule: the noise that an upscaler was told of on its small pictures; None for other models.
         family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
         name: where the model was loaded from.
@@ -52,6 +54,7 @@ class LatentDiffusion:
     conditioner: Conditioner | None = None
     decoder: TinyDecoder | None = None
     classes: tuple[str, ...] = ()
+    guidance_scale: float = Parts.guidance_scale
     low_res_schedule: NoiseSchedule | None = None
     family: str = "custom"
     name: str = ""

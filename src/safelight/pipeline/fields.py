@@ -9,11 +9,14 @@ from collections.abc import Callable
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from safelight.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from safelight.pipeline.bundle import LatentDiffusion
 
 Strength = Annotated[float, Field(ge=0, le=1, description="how far the picture may move: 0 keeps it, 1 redraws it")]
 Width = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description="width in pixels, a multiple of 8")]
@@ -52,7 +55,13 @@ class Settings(TypedDict, total=False):
     negative_prompt: Annotated[Any, Field(default="", description="what the picture should not show")]
     steps: Annotated[int, Field(default=30, ge=1, le=1000, description="number of steps on the grid")]
     guidance_scale: Annotated[
-        float, Field(default=7.5, ge=0, le=100, description="classifier-free guidance; 1 follows the prompt alone")
+        float | None,
+        Field(
+            default=None,
+            ge=0,
+            le=100,
+            description="classifier-free guidance; 1 follows the prompt alone; by default the model's own, mostly 7.5",
+        ),
     ]
     guidance_rescale: Annotated[
         float, Field(default=0.0, ge=0, le=1, description="share of rescaled guidance (Lin et al. 2023)")
@@ -209,6 +218,11 @@ def request_model(function: Callable[..., Any]) -> type[BaseModel]:
         for name, parameter in parameters(function).items()
     }
     return create_model(function.__name__, __config__=_CONFIG, **cast("dict[str, Any]", fields))
+
+
+def for_model(values: dict[str, Any], model: "LatentDiffusion") -> dict[str, Any]:
+    """What `validate` returns, with the model's own word where nothing was asked."""
+    return values | ({"guidance_scale": model.guidance_scale} if values["guidance_scale"] is None else {})
 
 
 def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:

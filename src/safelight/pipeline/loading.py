@@ -118,6 +118,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
         tokenizer=parts.tokenizer,
         conditioner=parts.conditioner,
         classes=parts.classes,
+        guidance_scale=parts.guidance_scale,
         low_res_schedule=_schedule(parts.low_res_scheduler_config) if parts.low_res_scheduler_config else None,
         schedule=schedule,
         prediction_type=parts.prediction_type,

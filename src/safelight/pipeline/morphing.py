@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 from pydantic import Field
 
 from safelight.errors import InputError
-from safelight.pipeline.fields import Height, Prompt, Settings, Width, validate
+from safelight.pipeline.fields import Height, Prompt, Settings, Width, for_model, validate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ def _walked(model: "LatentDiffusion", values: dict[str, Any]) -> "Pictures":
 
     if model.sees != "nothing" or model.steered_by not in ("words", "nothing"):
         raise wrong_task(model)
-    settings: Any = values
+    settings: Any = for_model(values, model)
     shares = [k / (values["frames"] - 1) for k in range(values["frames"])]
     ends = [
         _end(values[words], settings, values[seed]) for words, seed in (("prompt", "seed"), ("to_prompt", "to_seed"))

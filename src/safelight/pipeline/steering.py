@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby
 from math import ceil, inf
+from typing import cast
 
 from torch import Tensor
 
@@ -156,7 +157,7 @@ def steered(
     denoiser = running(model, grid, settings)
     positive, negative = positive.on(model), negative.on(model) if negative is not None else None
     known: dict[tuple[tuple[int, ...], tuple[int, ...]], Denoise] = {}
-    scale = settings["guidance_scale"] if negative is not None else 1.0
+    scale = cast(float, settings["guidance_scale"]) if negative is not None else 1.0
 
     def denoise_at(sigma: float) -> Denoise:
         """The denoiser of the prompts that act at this noise level."""

@@ -22,6 +22,7 @@ from safelight.pipeline.fields import (
     Settings,
     Strength,
     Width,
+    for_model,
     validate,
 )
 
@@ -42,7 +43,7 @@ def task(function: Callable[P, "Pictures"]) -> Callable[P, "Pictures"]:
         given = signature(function).bind(*args, **kwargs).arguments
         given |= given.pop("settings", {})
         model = given.pop("model")
-        values = validate(function, given)
+        values = for_model(validate(function, given), model)
         from safelight.pipeline.recipes.recipe import opened, recorded
 
         values = opened(values)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from safelight.errors import InputError
 from safelight.models.attention import Attention, TransformerBlock
 from safelight.models.unet import UNet
 from safelight.pipeline.bundle import LatentDiffusion
-from safelight.pipeline.fields import Settings, validate
+from safelight.pipeline.fields import Settings, for_model, validate
 from safelight.pipeline.seeing.watching import Record, together
 from safelight.pipeline.steering import steer
 from safelight.pipeline.tasks import text_to_image
@@ -67,12 +67,12 @@ def attention_maps(
     record = Record()
     settings["watch"] = together(record, settings.get("watch"))
     drawn = text_to_image(model, prompt, width=width, height=height, **settings)
-    complete: Settings = validate(text_to_image, {"prompt": prompt, **settings})  # type: ignore[assignment]
+    asked: Any = for_model(validate(text_to_image, {"prompt": prompt, **settings}), model)
     text = drawn.prompts[0] if drawn.prompts and drawn.prompts[0] is not None else prompt
-    words = prompt_words(model.tokenizer, text, complete)
+    words = prompt_words(model.tokenizer, text, asked)
     if not words:
         raise InputError("the prompt has no words", remedy="name what the picture shows")
-    positive, _ = steer(model, text, "", complete)
+    positive, _ = steer(model, text, "", asked)
     condition = rows_of(positive.condition, positive.rows(1)[:1])
     heat = Heat([places for _, places in words], drawn.latents.shape[-2:])
     with torch.no_grad(), observed(model.unet, heat.add):

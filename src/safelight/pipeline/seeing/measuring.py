@@ -11,7 +11,7 @@ from safelight.diffusion.composition import rows_of
 from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.developing import decode, encode
-from safelight.pipeline.fields import Settings, validate
+from safelight.pipeline.fields import Settings, for_model, validate
 from safelight.pipeline.pictures import load_picture, pad
 from safelight.pipeline.seeing.watching import Record, together
 from safelight.pipeline.steering import steer, steered, step_of
@@ -52,19 +52,19 @@ def guidance_pulls(
     record = Record()
     settings["watch"] = together(record, settings.get("watch"))
     drawn = text_to_image(model, prompt, width=width, height=height, **settings)
-    complete: Settings = validate(text_to_image, {"prompt": prompt, **settings})  # type: ignore[assignment]
-    scale = complete["guidance_scale"]
-    positive, negative = steer(model, drawn.prompts[0] or "", drawn.negative_prompts[0] or "", complete)
+    asked: Any = for_model(validate(text_to_image, {"prompt": prompt, **settings}), model)
+    scale = asked["guidance_scale"]
+    positive, negative = steer(model, drawn.prompts[0] or "", drawn.negative_prompts[0] or "", asked)
     if negative is None:
         raise InputError("nothing guides this run", remedy="take a guidance_scale other than 1, and a model with text")
-    grid = model.grid(complete["grid"], complete["steps"], **(complete["grid_options"] or {}))
-    alone: Settings = {**complete, "guidance_scale": 1.0}
+    grid = model.grid(asked["grid"], asked["steps"], **(asked["grid_options"] or {}))
+    alone: Any = {**asked, "guidance_scale": 1.0}
     toward = steered(model, grid, positive, negative if len(positive.prompts[0]) > 1 else None, alone)
     pulls = []
     with torch.no_grad():
         for step in record.steps:
             x, sigma = step.x.to(model.device), step.sigma
-            rows = negative.rows(step_of(grid, sigma, complete["prompt_delay"]))
+            rows = negative.rows(step_of(grid, sigma, asked["prompt_delay"]))
             x0 = model.denoiser.on(grid)(x, sigma, rows_of(negative.condition, rows))
             difference = _rms(toward(x, sigma) - x0) / sigma
             t = model.schedule.t(sigma)

@@ -322,6 +322,7 @@ class DiffusionStage(Stage):
             tokenizer=model.tokenizer,
             conditioner=conditioner,
             classes=self.classes,
+            guidance_scale=self.config.sheet_guidance,
             scheduler_config=model.scheduler_config,
             prediction_type=model.prediction_type,
             family=model.family,
