@@ -29,12 +29,15 @@ from safelight.models.layers import ResBlock, Upsample
 from safelight.models.presets import AUTOENCODERS, UNETS
 from safelight.models.unet import UNet, UNetConfig
 
-# (batch, channels in, channels out, side, upsampled): of a guided U-Net step, of the autoencoder's decoder, and small.
-CONVOLUTIONS = ((2, 320, 320, 64, 0), (2, 640, 640, 32, 0), (2, 1280, 1280, 16, 0), (2, 2560, 1280, 16, 0),
-                (2, 1280, 1280, 8, 0), (2, 640, 640, 32, 1), (1, 512, 512, 64, 0), (1, 512, 512, 128, 0),
-                (1, 256, 256, 256, 0), (1, 128, 128, 512, 0), (1, 256, 256, 256, 1),
-                (1, 640, 640, 4, 0), (2, 192, 192, 4, 0), (2, 96, 96, 8, 0), (1, 64, 64, 16, 0),
-                (8, 96, 96, 8, 0))  # fmt: skip
+# (batch, channels in, channels out, side, up or down): of a guided U-Net step at 512² and, smaller, at 128², of the
+# autoencoder's decoder, and of tiny models.
+CONVOLUTIONS = ((2, 320, 320, 64, ""), (2, 640, 640, 32, ""), (2, 1280, 1280, 16, ""), (2, 2560, 1280, 16, ""),
+                (2, 1280, 1280, 8, ""), (2, 640, 640, 32, "up"), (2, 320, 320, 16, ""), (2, 640, 640, 8, ""),
+                (2, 1280, 1280, 4, ""), (2, 1280, 1280, 2, ""), (2, 640, 640, 8, "down"), (2, 1280, 1280, 16, "down"),
+                (1, 512, 512, 64, ""), (1, 512, 512, 128, ""), (1, 256, 256, 256, ""), (1, 128, 128, 512, ""),
+                (1, 256, 256, 256, "up"),
+                (1, 640, 640, 4, ""), (2, 192, 192, 4, ""), (2, 96, 96, 8, ""), (1, 64, 64, 16, ""),
+                (8, 96, 96, 8, ""))  # fmt: skip
 # (batch, heads, queries, keys, width of a head)
 ATTENTIONS = ((2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 1024, 77, 80),
               (2, 8, 256, 256, 160), (2, 8, 64, 64, 160), (1, 1, 4096, 4096, 512),
@@ -67,16 +70,16 @@ def double(x: Tensor | int) -> Tensor | int:
 
 
 def convolutions(k: Kernels):
-    for b, ci, co, side, up in CONVOLUTIONS:
+    for b, ci, co, side, way in CONVOLUTIONS:
         x = last(torch.randn(b, ci, side, side).to(k.dtype))
-        w, bias = torch.randn(co, ci, 3, 3).mul((9 * ci) ** -0.5).to(k.dtype), torch.randn(co).to(k.dtype)
-        theirs = last(w)  # the layout that torch is fastest with
+        w, bias = last(torch.randn(co, ci, 3, 3).mul((9 * ci) ** -0.5).to(k.dtype)), torch.randn(co).to(k.dtype)
+        changed = {"up": way == "up", "down": way == "down"}
         yield Row(
-            f"conv3x3 {b}x{ci}x{side}² -> {co}{' upsampled' if up else ''}",
-            2 * 9 * b * ci * co * side * side * (4 if up else 1),
-            lambda x=x, w=w, bias=bias, up=up: k.conv3x3(x, w, bias, up=bool(up)),
-            lambda x=x, w=theirs, bias=bias, up=up: twins.conv3x3(x, w, bias, up=bool(up)),
-            lambda x=x, w=w, bias=bias, up=up: twins.conv3x3(x.double(), w.double(), bias.double(), up=bool(up)),
+            f"conv3x3 {b}x{ci}x{side}² -> {co} {way}",
+            2 * 9 * b * ci * co * side * side * {"up": 4, "": 1, "down": 1 / 4}[way],
+            lambda a=(x, w, bias), changed=changed: kernels.conv3x3(*a, **changed, fast=True),
+            lambda a=(x, w, bias), changed=changed: twins.conv3x3(*a, **changed),
+            lambda a=(x, w, bias), changed=changed: twins.conv3x3(*map(double, a), **changed),
         )
 
 

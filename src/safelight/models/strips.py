@@ -16,6 +16,8 @@ What differs from the whole is the order in which a norm's sums are added. `safe
 still and less time, but not the same picture.
 """
 
+import ctypes
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +36,7 @@ __all__ = ["decode_in_strips"]
 Strips = Iterator[Tensor]  # (B, C, rows, W), from top to bottom
 Map = Callable[[bool], Strips]  # begins a pass over a map; True: the last one, so nothing need be kept for another
 
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
 KEEP = 2**30  # bytes; a larger map between two norms, or before them, is not kept but computed again
 
 
@@ -160,7 +163,14 @@ class Kept:
         """Every strip, for the last time."""
         self.strips.reverse()
         while self.strips:
+            give_back()
             yield self.strips.pop()
+
+
+def give_back() -> None:
+    """Ask the C library to return freed memory to the system: strips leave holes, which would add up to another map."""
+    if TRIM is not None:
+        TRIM(0)
 
 
 def whole(strips: Iterable[Tensor]) -> Map:
