@@ -28,18 +28,22 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 @dataclass
 class Case:
-    """One call: what it is, the C kernel's result, and the twin's, of arguments made `double` or left `as_is`."""
+    """One call: what it is, the C kernel's result, and the twin's, of arguments made `double` or left `as_is`.
+
+    `rounding` is what float32 may do to the result whoever computes it, where that is more than the tolerance.
+    """
 
     what: str
     ours: Callable[[], Tensor]
     twin: Callable[[Callable[[Tensor | None], Tensor | None]], Tensor]
+    rounding: float = 0.0
 
     def check(self, dtype: torch.dtype) -> float:
         """The distance of the C kernel's result from the twin's in float64; an AssertionError if it is too far."""
         ours, exact = self.ours(), self.twin(double)
         assert (ours.shape, ours.dtype) == (exact.shape, dtype), f"{self.what} -> {ours.dtype} {tuple(ours.shape)}"
         far = distance(ours, exact)
-        if not far <= TOLERANCE[dtype]:
+        if not far <= max(TOLERANCE[dtype], self.rounding):
             theirs = distance(self.twin(as_is), exact)
             assert far <= 8 * theirs, f"{self.what}: {far:.1e} of the norm away, torch {theirs:.1e}"
         return far
@@ -142,6 +146,8 @@ class Fuzz:
             f"attention {b}x{heads}x{n}x{m}x{d} logits {logits}",
             lambda: k.attention(q, key, v),
             lambda to: twins.attention(to(q), to(key), to(v)),
+            # A score is off by half a bit of its own, and its exponential by as large a share of itself.
+            rounding=2**-24 * float((q.float() @ key.float().transpose(-1, -2)).abs().max()) * d**-0.5,
         )
 
     def group_norm(self) -> Case:
