@@ -88,7 +88,7 @@ class DiffusionConfig(_Options):
     )
     sheet_prompts: tuple[str, ...] = Field((), description="to draw on every sheet; by default captions of the data")
     sheet_steps: Positive = Field(30, description="sampling steps of a sheet")
-    sheet_guidance: float = Field(5.0, ge=0, description="guidance scale of a sheet")
+    sheet_guidance: float = Field(5.0, ge=0, le=100, description="guidance of sheets; the model names it as its own")
 
 
 class DataConfig(_Options):
