@@ -104,7 +104,8 @@ def test_control_c_stops_cleanly(tmp_path):
                     break
             time.sleep(2)
             os.kill(process.pid, signal.SIGINT)
-            assert process.wait(timeout=60) == 130
+            # Python ends by the signal itself where it came within `exec`, as imports have it: 130 too, to a shell
+            assert process.wait(timeout=60) in (130, -signal.SIGINT)
         finally:
             process.kill()
     assert not list(tmp_path.glob("outputs/*"))
