@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
     parser.add_argument("--steps", type=int, default=30, help="of the exact run")
-    parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--guidance-scale", type=float, help="by default the model's own")
     parser.add_argument("--size", type=int, help="side in pixels; by default the model's own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--classifier", help="folder of a classifier from `safelight train classifier`")

@@ -16,7 +16,7 @@ from safelight.diffusion.samplers import SAMPLERS, sample
 from safelight.models.presets import UNETS, levels
 from safelight.models.unet import UNet
 from safelight.pipeline.developing import guide, walk
-from safelight.pipeline.fields import validate
+from safelight.pipeline.fields import for_model, validate
 from safelight.pipeline.standin import random_model
 from safelight.pipeline.steering import Steering
 from safelight.pipeline.tasks import text_to_image
@@ -72,7 +72,7 @@ def test_a_drawing_sends_nothing_but_noise(model, sampler, each, compiled, monke
     """From the second evaluation on: before it, timesteps, words and what they give are sent and computed, once."""
     if compiled:  # as torch leaves a part that it compiles: then each step is the U-Net's own
         monkeypatch.setattr(model.unet.conv_in, "_compiled_call_impl", model.unet.conv_in._call_impl)
-    settings = validate(text_to_image, {"sampler": sampler, "guidance_rescale": 0.7})
+    settings = for_model(validate(text_to_image, {"sampler": sampler, "guidance_rescale": 0.7}), model)
     grid = model.grid("karras", 4)
     words, nothing = (Steering.of(Condition(context=torch.zeros(1, 77, 768))) for _ in range(2))
     denoise = guide(model, grid, words, nothing, settings)
