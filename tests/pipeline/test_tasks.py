@@ -63,6 +63,10 @@ def test_the_model_says_how_it_is_guided_where_nothing_is_asked(model):
     assert np.array_equal(pixels(asked[0][0]), pixels(asked[1][0]))
     assert np.array_equal(pixels(asked[2][0]), pixels(asked[3][0]))
     assert asked[0].recipes[0].request["guidance_scale"] == 3.0 and asked[2].recipes[0].request["guidance_scale"] == 7.5
+    grid = safelight.explore(soft, "a fox", x="steps=1,2", **{**QUICK, "steps": 1})
+    assert all(cell.request["guidance_scale"] == 3.0 for cell in grid.cells)
+    way = safelight.morph(soft, "a fox", "a hat", frames=2, **QUICK)
+    assert way.recipes[0].request["guidance_scale"] == 3.0
 
 
 def test_several_prompts_are_drawn_count_times_each(model):

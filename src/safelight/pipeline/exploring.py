@@ -17,7 +17,7 @@ from pydantic import Field
 
 from safelight.errors import InputError
 from safelight.pipeline.axes import PARTS, REPLACE, Axis, as_axis, checked, matrix_axes, name_of, worded
-from safelight.pipeline.fields import Height, Prompt, Settings, Width, validate
+from safelight.pipeline.fields import Height, Prompt, Settings, Width, for_model, validate
 from safelight.pipeline.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ def _drawn(
     from safelight.pipeline.remembering import Remembering, remembering
     from safelight.pipeline.shelf import Shelf, described, print_of
 
+    plan = replace(plan, base=for_model(dict(plan.base), model))
     shelf, mark = (Shelf(folder), print_of(model)) if folder is not None else (None, "")
     model, cells = remembering(model), []
     with torch.no_grad():

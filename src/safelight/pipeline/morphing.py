@@ -122,7 +122,8 @@ def _walked(model: "LatentDiffusion", values: dict[str, Any]) -> "Pictures":
 
     if model.sees != "nothing" or model.steered_by not in ("words", "nothing"):
         raise wrong_task(model)
-    settings: Any = for_model(values, model)
+    values = for_model(values, model)
+    settings: Any = values
     shares = [k / (values["frames"] - 1) for k in range(values["frames"])]
     ends = [
         _end(values[words], settings, values[seed]) for words, seed in (("prompt", "seed"), ("to_prompt", "to_seed"))
