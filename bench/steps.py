@@ -37,10 +37,11 @@ def main() -> None:
     """Draw, print the table as it grows, save the sheets."""
     asked = arguments()
     model = safelight.load(asked.model)
+    guidance = model.guidance_scale if asked.guidance is None else asked.guidance
     asked.out.mkdir(parents=True, exist_ok=True)
     draw(model, asked.samplers[0], 2, asked)  # the first run finds memory and kernels
     exact = draw(model, "dpmpp_2m", asked.reference, asked)[0]
-    print(f"{len(PROMPTS)} prompts, guidance {asked.guidance}, beside dpmpp_2m in {asked.reference} steps\n")
+    print(f"{len(PROMPTS)} prompts, guidance {guidance:g}, beside dpmpp_2m in {asked.reference} steps\n")
     print("| sampler | " + " | ".join(f"{n} steps" for n in asked.steps) + " | s a step and picture |")
     print("| --- |" + " --- |" * (len(asked.steps) + 1))
     for sampler in asked.samplers:
@@ -61,10 +62,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samplers", type=lambda text: text.split(","), default="euler,heun,lms,deis,dpmpp_2m,unipc")
     parser.add_argument("--steps", type=lambda text: [int(n) for n in text.split(",")], default="5,8,10,15,20,30")
     parser.add_argument("--grid", default="karras")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, help="by default the model's own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--reference", type=int, default=200, help="steps that count as many")
-    parser.add_argument("--out", type=Path, default=Path("steps"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/steps"))
     return parser.parse_args()
 
 
