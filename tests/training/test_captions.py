@@ -14,9 +14,19 @@ from safelight.training.data.names import general_names, noun_phrase
 from safelight.training.data.order import Draws
 from safelight.training.data.planning import Backdrop, Placed, Plan
 from safelight.training.data.sprites import Plate, Sprite
+from safelight.training.data.synonyms import SYNONYMS, synonyms
 
 SIZE = 100
-ALWAYS = {"style": 1.0, "background": 1.0, "color": 1.0, "place": 1.0, "lone_place": 1.0, "size": 1.0, "general": 0.0}
+ALWAYS = {
+    "style": 1.0,
+    "background": 1.0,
+    "color": 1.0,
+    "place": 1.0,
+    "lone_place": 1.0,
+    "size": 1.0,
+    "general": 0.0,
+    "synonym": 0.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +183,28 @@ def test_turned_hues_are_always_said():
     assert all("orange owl" in text for text in every([at(50, 50, of=owl, turn=1)], color=0.0))
     assert not any("red" in text for text in every([at(50, 50, of=owl)], color=0.0))
     assert all("red owl" in text for text in every([at(50, 50, of=owl)]))
+
+
+def test_things_are_called_by_their_other_names():
+    car = sprite("automobile", words=("red",) * HUES)
+    assert all("a red car" in text for text in every([at(50, 50, 50, of=car)], synonym=1.0))
+    assert all("a red automobile" in text for text in every([at(50, 50, 50, of=car)]))
+    both = {re.search("car|automobile", text)[0] for text in every([at(50, 50, 50, of=car)], synonym=0.5)}
+    assert both == {"car", "automobile"}
+    fruit = sprite("tangerine", words=("orange",) * HUES)
+    assert not any("orange orange" in text for text in every([at(50, 50, 50, of=fruit)], synonym=1.0))
+
+
+def test_a_table_tells_other_names():
+    assert synonyms("automobile", {}) == ("car",)
+    assert synonyms("automobile", {"synonyms": ["banger", "motor"]}) == ("banger", "motor")
+    assert synonyms("gizmo", {}) == ()
+
+
+def test_synonyms_are_other_names_that_can_be_said():
+    for name, others in SYNONYMS.items():
+        assert others and name not in others and len(set(others)) == len(others), name
+        assert all(noun_phrase(other).split()[-1] == other.split()[-1] for other in others), name
 
 
 def test_styles_are_said_once_or_for_each():

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from safelight.errors import InputError
 from safelight.training.data.collections import Entry
-from safelight.training.data.names import PROPER, article, listed, noun_phrase, plain_name
+from safelight.training.data.names import PROPER, article, listed, names_a_color, noun_phrase, plain_name
 from safelight.training.data.order import Draws
 from safelight.training.data.planning import RAMPS, Backdrop, Placed, Plan, style_of
+from safelight.training.data.synonyms import synonyms
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Wording:
     lone_place: float = 0.7  # of a single one
     size: float = 0.3
     general: float = 0.1  # "a fruit" for a watermelon
+    synonym: float = 0.3  # "a car" for an automobile, where one is known
     plural: float = 0.5  # "3D renders of a dog and a cat"
     dropout: float = 0.0
     null: str = ""
@@ -129,16 +131,18 @@ def _thing(placed: Placed, size: int, wording: Wording, draws: Draws) -> str:
     """Name an object: "a small red apple"."""
     sprite = placed.sprite
     name = str(sprite.entry.meta.get("name") or (sprite.entry.captions or ("thing",))[0])
-    general = draws.choice(sprite.general) if draws.chance(wording.general) and sprite.general else None
+    other = synonyms(name, sprite.entry.meta)
+    called = draws.choice(other) if draws.chance(wording.synonym) and other else name
+    called = draws.choice(sprite.general) if draws.chance(wording.general) and sprite.general else called
     color, adjectives = sprite.words[placed.turn], []
     x0, y0, x1, y1 = placed.box
     side = max(x1 - x0, y1 - y0) / size
     if draws.chance(wording.size):
         adjectives += [draws.choice(("large", "big"))] if side >= LARGE else ["small"] if side <= SMALL else []
     wanted = draws.chance(wording.color) or placed.turn
-    if color and wanted and not (placed.turn == 0 and PROPER.match(name)):
+    if color and wanted and not (placed.turn == 0 and (PROPER.match(name) or names_a_color(called))):
         adjectives.append(color)
-    return noun_phrase(general or name, *adjectives)
+    return noun_phrase(called, *adjectives)
 
 
 def _arranged(names: Sequence[str], objects: Sequence[Placed], size: int, wording: Wording, draws: Draws) -> str:

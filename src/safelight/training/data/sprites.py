@@ -4,7 +4,8 @@ All pixels are kept as uint8 tensors, so that a training device can hold them. S
 by alpha): resizing and blending such pixels leaves no dark or bright rim around a shape (Porter & Duff 1984).
 
 What is read of a collection's table, where it is there: `kind` (sprite, texture, background, photo), `name`, `style`,
-`keywords`, `group` and `subgroup`, `skin`, `hex`, `split`, and `w` and `h` of pixel art.
+`keywords`, `synonyms` (a list of other names), `group` and `subgroup`, `skin`, `hex`, `split`, and `w` and `h` of pixel
+art.
 """
 
 import os

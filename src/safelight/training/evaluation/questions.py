@@ -22,7 +22,7 @@ from safelight.training.evaluation.classifier import Labels
 __all__ = ["ASKING", "Question", "Score", "Share", "questions", "score", "seen_colors", "seen_places"]
 
 # Says everything that is judged, as often as it is known, and nothing else.
-ASKING = Wording(style=1.0, background=0.7, color=1.0, lone_place=1.0, size=0.0, general=0.0)
+ASKING = Wording(style=1.0, background=0.7, color=1.0, lone_place=1.0, size=0.0, general=0.0, synonym=0.0)
 EDGE = 0.02  # of the mask's sum that may lie beyond a side of the thing's box: a mask has stray pixels
 
 
