@@ -108,6 +108,7 @@ def test_the_same_again(report, options):
 def test_report_is_written_whole(report, tmp_path, judge_folder):
     report.write(tmp_path / "out")
     read = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert read["guidance_scale"] == random_model().guidance_scale  # nothing was asked
     assert read["model"] == "random" and read["size"] == 64 and read["machine"]["device"].startswith("cpu")
     judge = Judge.load(judge_folder)
     assert read["measured with"][judge.extractor.name] == judge.sha256

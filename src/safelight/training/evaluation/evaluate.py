@@ -134,6 +134,8 @@ def evaluate(
     Raises InputError for what cannot be measured, TooFewPictures, NonFiniteError, CheckpointError, CollectionError.
     """
     subject = open_subject(name, device=device, dtype=options.dtype)
+    if subject.model is not None and options.guidance_scale is None:
+        options = options.model_copy(update={"guidance_scale": subject.model.guidance_scale})
     device = device or (subject.model.device if subject.model else "cpu")
     if options.data is None:
         raise InputError("there are no real pictures to compare with", remedy="name a collection with --data")
@@ -325,7 +327,7 @@ class _Evaluation:
 
 
 def asked(
-    model: LatentDiffusion, prompts: Sequence[str], first: int, each: int, guidance_scale: float
+    model: LatentDiffusion, prompts: Sequence[str], first: int, each: int, guidance_scale: float | None
 ) -> dict[str, Any]:
     """What to tell `text_to_image` to draw `each` pictures for every prompt, the first being prompt `first` of all.
 

@@ -26,7 +26,7 @@ class EvaluateOptions(BaseModel):
     )
     seed: Count = Field(0, description="of the pictures to compare with, of noise and of subsets")
     steps: Positive = Field(30, description="sampling steps")
-    guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance")
+    guidance_scale: float | None = Field(None, ge=0, description="guidance; by default the model's own")
     sampler: str = Field("dpmpp_2m", description="see `safelight samplers`")
     grid: str = Field("karras", description="see `safelight samplers`")
     batch_size: Positive = Field(16, description="pictures at a time; changes memory and time, no figure")
