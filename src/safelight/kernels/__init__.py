@@ -3,8 +3,10 @@
     attention, group_norm, conv3x3, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
     prepare     lets every part of a network ask for them, and turns its linear layers to int8 if that is wanted
     quantize    rounds rows of numbers to 8 bits
+    reused      keeps the memory of large results for later ones, within a `with` or a function
     twins.py    each in plain torch: what it means, what trains, and what runs wherever there is nothing faster
     c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
+    buffers.py  memory of large results, used again
     native.py   the C kernels behind ctypes        build.py    how and where they are compiled
     choice.py   which of them this machine has, and where they pay
 
@@ -19,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.kernels import twins
+from safelight.kernels.buffers import reused
 from safelight.kernels.choice import few, kernels_for, pays, report
 from safelight.kernels.twins import quantize
 
-__all__ = ["attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report"]
+__all__ = [
+    "attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report", "reused",
+]  # fmt: skip
 
 
 def attention(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safelight.kernels import twins
+from safelight.kernels.buffers import empty
 from safelight.kernels.build import Variant
 
 ARGUMENTS = {
@@ -57,7 +58,7 @@ class Kernels:
         """As `kernels.attention`. The result is laid out (B, L, heads, d), so that joining the heads copies nothing."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (batch, heads, length, d), keys = q.shape, k.shape[2]
-        o = q.new_empty(batch, length, heads, d).transpose(1, 2)
+        o = empty((batch, length, heads, d), q.dtype).transpose(1, 2)
         strides = (c_long * 12)(*(s for t in (q, k, v, o) for s in t.stride()[:3]))
         self._run("attention", q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5)
         return o
@@ -72,7 +73,8 @@ class Kernels:
     ) -> Tensor:
         """As `kernels.group_norm`; the result is channels-last."""
         x = channels_last(x)
-        (batch, channels, height, width), y = x.shape, torch.empty_like(x)
+        batch, channels, height, width = x.shape
+        y = empty((batch, height, width, channels), x.dtype).permute(0, 3, 1, 2)
         self._run(
             "group_norm", x, float32(weight), float32(bias), y, batch, height * width, channels, groups, eps, silu
         )
@@ -113,7 +115,7 @@ class Kernels:
         beside = None if beside is None else channels_last(beside)
         batch, c1, height, width = x.shape
         co, ci, height, width = *weight.shape[:2], height << up, width << up
-        y = torch.empty((batch, co, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+        y = empty((batch, height, width, co), x.dtype).permute(0, 3, 1, 2)
         residual = None if residual is None else channels_last(residual.expand_as(y))
         added, step = float32(bias), 0
         if shift is not None:
@@ -190,7 +192,7 @@ class Kernels:
         """As `kernels.linear`, or with `gate` as `kernels.geglu`."""
         n, k = weight.shape
         n, rows = n // 2 if gate else n, x.numel() // k
-        x, weight, y = x.contiguous(), weight.contiguous(), x.new_empty(*x.shape[:-1], n)
+        x, weight, y = x.contiguous(), weight.contiguous(), empty((*x.shape[:-1], n), x.dtype)
         residual = None if residual is None else residual.expand_as(y).contiguous()
         if scale is None:
             self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)

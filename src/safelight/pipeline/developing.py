@@ -1,6 +1,7 @@
 """The darkroom that all tasks share: grid, noise, sampling, decode. What steers the pictures is in `steering`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from math import ceil, hypot, inf
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from safelight import kernels
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
@@ -93,7 +95,7 @@ def develop(
         finished.append(walk(denoise, grid.last(strength), noise, settings, latent, blend))
         places += [(len(numbers), place) for place in range(len(numbers))]
     latents = torch.cat(finished).cpu()
-    images = tuple(to_pil(decode(model, one[None], settings["tile"])[0]) for one in latents)
+    images = printed(model, latents, settings["tile"])
     return Pictures(
         images,
         tuple(origin.seed for origin in every),
@@ -154,6 +156,7 @@ def guide(
     return settings["wrap"](denoise) if settings["wrap"] is not None else denoise
 
 
+@kernels.reused()
 def walk(
     denoise: Denoise,
     grid: Grid,
@@ -208,6 +211,13 @@ def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tenso
         return model.autoencoder.encode(picture.to(model.device), tile=_tile(picture.shape[-2:], tile)).mode()
 
 
+def printed(model: LatentDiffusion, latents: Tensor, tile: str) -> tuple[Image.Image, ...]:
+    """Decode latents (B, C, h, w) one by one, each in the memory of the last: not in strips, which are to save it."""
+    _, strips = _parts(_pixels(model.autoencoder, latents), tile)
+    with nullcontext() if strips else kernels.reused():
+        return tuple(to_pil(decode(model, one[None], tile)[0]) for one in latents)
+
+
 def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor:
     """The picture (1, 3, H, W), float32, on the CPU: by the model's tiny decoder, if it has one.
 
@@ -231,8 +241,12 @@ def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor
 def _decoded(network: Autoencoder | TinyDecoder, latent: Tensor, tile: str) -> Tensor:
     if isinstance(network, TinyDecoder):  # it holds little more than the picture, however large
         return network(latent)
-    side, strips = _parts([network.config.factor * n for n in latent.shape[-2:]], tile)
+    side, strips = _parts(_pixels(network, latent), tile)
     return network.decode(latent, tile=side, strips=strips)
+
+
+def _pixels(network: Autoencoder, latent: Tensor) -> list[int]:
+    return [network.config.factor * n for n in latent.shape[-2:]]
 
 
 def _tile(size: Sequence[int], tile: str) -> int | None:
