@@ -197,9 +197,9 @@ def afresh(monkeypatch, tmp_path):
     """As on a machine where no library has been built; its folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "PACKAGE_FOLDER", tmp_path / "none")
-    choice._load.cache_clear()
+    choice._loaded.clear()
     yield tmp_path
-    choice._load.cache_clear()
+    choice._loaded.clear()
 
 
 def broken_compiler(folder):

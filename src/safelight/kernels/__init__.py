@@ -15,14 +15,14 @@ rounding: relative to torch by about 1e-6 of the norm for each operation in floa
 arguments, or a gradient is wanted, or torch is as fast, the twins compute as well: no call fails for want of a kernel.
 """
 
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 
 from safelight.kernels import twins
 from safelight.kernels.buffers import reused
-from safelight.kernels.choice import few, kernels_for, pays, report
+from safelight.kernels.choice import convolution, kernels_for, pays, report
 from safelight.kernels.twins import quantize
 
 __all__ = [
@@ -40,7 +40,7 @@ def attention(
     more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
     """
     c = kernels_for(q.dtype) if fast and not causal and mask is None else None
-    if c and c.takes_attention(q, k, v) and pays(c, "attention", *q.shape[-2:]):
+    if c and pays(c, "attention", *q.shape[-2:]) and c.takes_attention(q, k, v):
         return c.attention(q, k, v)
     return twins.attention(q, k, v, causal=causal, mask=mask)
 
@@ -61,7 +61,7 @@ def group_norm(
     whatever x's dtype is; the result has x's shape and dtype.
     """
     c = kernels_for(x.dtype) if fast else None
-    if c and c.takes_group_norm(x, groups, weight, bias) and pays(c, "group_norm", x.numel()):
+    if c and pays(c, "group_norm", x.numel()) and c.takes_group_norm(x, groups, weight, bias):
         return c.group_norm(x, groups, weight, bias, eps, silu=silu)
     return twins.group_norm(x, groups, weight, bias, eps, silu=silu)
 
@@ -87,11 +87,11 @@ def conv3x3(
     """
     c = kernels_for(x.dtype) if fast else None
     around = {"beside": beside, "shift": shift, "residual": residual}
-    if c and c.takes_conv3x3(x, weight, bias, **around):
-        if few(c, tiles(x, up, down), down):
+    way = convolution(c, tiles(x, up, down), weight.numel(), down) if c else "torch"
+    if c and way != "torch" and c.takes_conv3x3(x, weight, bias, **around):
+        if way == "linear":
             return c.conv3x3_of_few(x, weight, bias, **around, up=up, down=down, silu=silu)
-        if not down:
-            return c.conv3x3(x, weight, bias, **around, up=up, silu=silu)
+        return c.conv3x3(x, weight, bias, **around, up=up, silu=silu)
     return twins.conv3x3(x, weight, bias, **around, up=up, down=down, silu=silu)
 
 
@@ -111,7 +111,7 @@ def linear(
     """
     c = kernels_for(x.dtype) if fast else None
     kind = "linear" if scale is None else "linear_int8"
-    if c and c.takes_linear(x, weight, bias, scale=scale, residual=residual) and pays(c, kind, rows(x)):
+    if c and pays(c, kind, rows(x)) and c.takes_linear(x, weight, bias, scale=scale, residual=residual):
         return c.linear(x, weight, bias, scale=scale, residual=residual)
     return twins.linear(x, weight, bias, scale=scale, residual=residual)
 
@@ -125,20 +125,22 @@ def geglu(
     """
     c = kernels_for(x.dtype) if fast else None
     kind = "geglu" if scale is None else "linear_int8"
-    if c and c.takes_linear(x, weight, bias, scale=scale) and pays(c, kind, rows(x)):
+    if c and pays(c, kind, rows(x)) and c.takes_linear(x, weight, bias, scale=scale):
         return c.linear(x, weight, bias, scale=scale, gate=True)
     return twins.geglu(x, weight, bias, scale=scale)
 
 
 def tiles(x: Tensor, up: bool, down: bool) -> int:
     """How many 4x4 pixels a convolution of x (B, C, H, W) gives: what its C kernel computes at a time."""
+    if x.ndim != 4:
+        return 0
     batch, _, height, width = x.shape
     return batch * ceil((height << up) / (4 << down)) * ceil((width << up) / (4 << down))
 
 
 def rows(x: Tensor) -> int:
     """How many vectors x (..., K) holds."""
-    return x.numel() // x.shape[-1]
+    return prod(x.shape[:-1])
 
 
 def prepare(network: nn.Module, *, fast: bool = True, int8: bool = False) -> bool:

@@ -3,8 +3,8 @@
 import logging
 import os
 import subprocess
-from functools import cache
 from threading import Lock
+from typing import Literal
 
 import torch
 
@@ -16,18 +16,20 @@ OFF = f"{SWITCH}=off"
 DTYPES = (torch.float32, torch.bfloat16)
 log = logging.getLogger(__name__)
 _one_at_a_time = Lock()
+_loaded: dict[torch.dtype, Kernels | str] = {}
 
+FEW = 2  # tiles of 4x4 pixels, for which transforming a convolution's weights takes longer than all its products
+FEW_DOWN = 8  # with stride 2, which the transform is not for; torch is as fast with more
+HEAVY = 2_000_000  # weights of a convolution, from which on torch falls off where they meet so few pixels
 # What a call must have at least so that C is the faster, as `bench/kernels.py` shows on a CPU with AVX2.
 LEAST = {
-    "conv3x3": (1, "tiles of 4x4 pixels"),
+    "conv3x3": (FEW + 1, "tiles of 4x4 pixels"),
     "group_norm": (8192, "values"),
     "attention": (256, "queries"),
     "geglu": (32, "rows"),
     "linear_int8": (1, "rows"),
 }
 LEAST_EMULATED = {"geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
-FEW = 2  # tiles of 4x4 pixels, that a convolution in C is a linear layer for: transforming its weights takes longer
-FEW_DOWN = 8  # with stride 2, which the transform is not for; torch is as fast with more, and half as fast with fewer
 NARROW = 64  # the widest head whose attention pays in float32
 
 
@@ -47,11 +49,17 @@ def pays(kernels: Kernels, operation: str, size: int, head: int = 0) -> bool:
     return least is not None and size >= least and head <= (_widest(kernels, operation) or head)
 
 
-def few(kernels: Kernels, tiles: int, down: bool) -> bool:
-    """Whether a 3x3 convolution that gives so many tiles is best a linear layer in C; with `down` its stride is 2."""
-    if down and kernels.variant.name == "avx2_bf16":
-        return True
-    return tiles <= (FEW_DOWN if down else FEW)
+def convolution(kernels: Kernels, tiles: int, weights: int, down: bool) -> Literal["winograd", "linear", "torch"]:
+    """How a 3x3 convolution of so many weights that gives so many tiles is fastest; with `down` its stride is 2.
+
+    `linear` is a linear layer of each pixel's neighbours, in C.
+    """
+    emulated = kernels.variant.name == "avx2_bf16"
+    if tiles <= (FEW_DOWN if down else FEW):
+        return "linear" if weights >= HEAVY or emulated else "torch"
+    if down:
+        return "linear" if emulated else "torch"
+    return "winograd"
 
 
 def _least(kernels: Kernels, operation: str) -> int | None:
@@ -67,11 +75,12 @@ def _found(dtype: torch.dtype) -> Kernels | str:
     """The kernels for a dtype, or why there are none."""
     if os.environ.get(SWITCH, "").lower() == "off":
         return OFF
-    with _one_at_a_time:
-        return _load(dtype)
+    if (found := _loaded.get(dtype)) is None:
+        with _one_at_a_time:
+            found = _loaded[dtype] = _loaded.get(dtype) or _load(dtype)
+    return found
 
 
-@cache
 def _load(dtype: torch.dtype) -> Kernels | str:
     name = str(dtype).removeprefix("torch.")
     variant = next((v for v in build.supported() if v.dtype == name), None)

@@ -39,9 +39,13 @@ class Kernels:
 
     def takes(self, *tensors: Tensor | None) -> bool:
         """Whether these are plain tensors on the CPU, in this dtype and not part of a graph."""
-        given = [t for t in tensors if t is not None]
-        plain = all(t.device.type == "cpu" and t.dtype == self.dtype and t.layout == torch.strided for t in given)
-        return plain and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        graph = torch.is_grad_enabled()
+        for t in tensors:
+            if t is None:
+                continue
+            if not (t.is_cpu and t.dtype is self.dtype and t.layout is torch.strided) or (graph and t.requires_grad):
+                return False
+        return True
 
     def takes_attention(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
         """(B, heads, L, d) and (B, heads, M, d), of any strides but within d, which is a multiple of 8."""
