@@ -286,20 +286,29 @@ def test_every_variant_compiles(name, tmp_path):
     assert set(library._calls) == {"attention", "conv3x3", "group_norm", "linear", "linear_int8"}
 
 
-def test_each_size_goes_where_it_is_the_fastest(monkeypatch, avx2):
-    """A convolution of few tiles is a linear layer in C, else Winograd's; with stride 2 torch has the large ones."""
+@pytest.mark.parametrize(
+    ("side", "down", "light", "heavy"),
+    [
+        (4, False, None, "conv3x3_of_few"), (8, False, "conv3x3", "conv3x3"), (9, True, None, "conv3x3_of_few"),
+        (32, True, None, None),
+    ],
+)  # fmt: skip
+def test_each_convolution_goes_where_it_is_the_fastest(side, down, light, heavy, monkeypatch, avx2):
+    """Of few tiles it is torch's, or with many weights a linear layer in C; else Winograd's, but with stride 2."""
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
     taken = []
     for name in ("conv3x3", "conv3x3_of_few"):
         call = getattr(avx2, name)
         monkeypatch.setattr(avx2, name, lambda *a, _call=call, _name=name, **k: taken.append(_name) or _call(*a, **k))
-    w = torch.randn(16, 16, 3, 3)
-    for side, down, path in ((4, False, "conv3x3_of_few"), (8, False, "conv3x3"), (9, True, "conv3x3_of_few")):
-        x = torch.randn(1, 16, side, side)
+    w, x = torch.randn(16, 16, 3, 3), torch.randn(1, 16, side, side)
+    for path, least in ((light, choice.HEAVY), (heavy, w.numel())):
+        monkeypatch.setattr(choice, "HEAVY", least)
         ours, theirs = kernels.conv3x3(x, w, down=down, fast=True), twins.conv3x3(x, w, down=down)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        assert taken.pop() == path and not taken
-    kernels.conv3x3(torch.randn(1, 16, 32, 32), w, down=True, fast=True)
-    assert not taken
+        assert taken == ([] if path is None else [path])
+        taken.clear()
+
+
+def test_each_operation_pays_where_it_is_the_fastest(avx2):
     assert not choice.pays(avx2, "linear", 10_000)
     assert choice.pays(avx2, "attention", 4096, head=40) and not choice.pays(avx2, "attention", 4096, head=80)

@@ -23,13 +23,13 @@ FEW_DOWN = 8  # with stride 2, which the transform is not for; torch is as fast 
 HEAVY = 2_000_000  # weights of a convolution, from which on torch falls off where they meet so few pixels
 # What a call must have at least so that C is the faster, as `bench/kernels.py` shows on a CPU with AVX2.
 LEAST = {
-    "conv3x3": (FEW + 1, "tiles of 4x4 pixels"),
+    "conv3x3": (FEW + 1, "tiles of 4x4 pixels (of not too many weights)"),
     "group_norm": (8192, "values"),
     "attention": (256, "queries"),
     "geglu": (32, "rows"),
     "linear_int8": (1, "rows"),
 }
-LEAST_EMULATED = {"geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
+LEAST_EMULATED = {"conv3x3": 1, "geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
 NARROW = 64  # the widest head whose attention pays in float32
 
 
