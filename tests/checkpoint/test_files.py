@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from safelight.checkpoint.errors import CorruptFile, WrongModel
-from safelight.checkpoint.files import DTYPES, open_file, open_shards, open_weights
+from safelight.checkpoint.files import DTYPES, let_go, open_file, open_shards, open_weights
 from safelight.checkpoint.writing import outgoing, replacing_folder, write_safetensors, write_weights
 from safelight.errors import CheckpointError, InputError
 from safelight.writing import replacing
@@ -234,3 +234,23 @@ def test_broken_shards(tmp_path, damage):
     index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError):
         open_shards(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pages stay until the system takes them")
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_what_is_let_go_is_no_longer_in_memory_and_can_be_read_again(name, tmp_path):
+    def resident():
+        """MiB of files that this process holds in memory."""
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+        return int(line.split()[1]) / 1024
+
+    weights = {"a": torch.arange(8 * 2**20, dtype=torch.float32), "b": torch.ones(3)}
+    save_file(weights, tmp_path / name) if name.endswith("s") else torch.save(weights, tmp_path / name)
+    file = open_file(tmp_path / name)
+    mapped, small = file["a"], file["b"]
+    assert mapped.sum() > 0 and small.sum() == 3
+    before = resident()
+    let_go(mapped)
+    let_go(small)
+    assert before - resident() == pytest.approx(32, abs=1)
+    assert torch.equal(mapped, weights["a"]) and torch.equal(small, weights["b"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongShape
-from safelight.checkpoint.files import Tensors
+from safelight.checkpoint.files import Tensors, let_go
 from safelight.checkpoint.keymap import KeyMap, Link
 from safelight.errors import nearest
 
@@ -105,20 +105,29 @@ class Plan(Generic[Network]):
         """Give the network its tensors one by one, each cast and moved at once; it is returned in evaluation mode.
 
         A tensor that is already right stays mapped: its pages are read when first used, and changes to them stay
-        private. A CUDA device gets the file's own bytes, and checks and casts them itself. None as dtype keeps the
-        file's own. Raises NonFiniteWeights unless `check_finite` is False.
+        private. Of others no more than one is in memory in the file's form. A CUDA device gets the file's own bytes,
+        and checks and casts them itself. None as dtype keeps the file's own. Raises NonFiniteWeights unless
+        `check_finite` is False.
         """
         dtype = own_dtype(self.file) if dtype is None else dtype
         place = device if torch.device(device).type == "cuda" else "cpu"  # others may lack float64 and float8
         state: dict[str, Tensor] = {}
         for link in self.keymap.links:
-            tensor = self.file[link.theirs].to(place)
+            mapped = self.file[link.theirs]
+            tensor = mapped.to(place)
             if check_finite:
                 require_finite(link.theirs, tensor, self.file)
-            for name, part in zip(link.ours, link.transform.split(tensor), strict=True):
-                state[name] = part.to(device, dtype).contiguous()
+            parts = [part.to(device, dtype).contiguous() for part in link.transform.split(tensor)]
+            state |= zip(link.ours, parts, strict=True)
+            if not any(share_memory(part, mapped) for part in parts):
+                let_go(mapped)  # else the file's bytes would count as this process's memory beside their copies
         self.network.load_state_dict(state, strict=True, assign=True)
         return self.network.eval()
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie in one storage."""
+    return a.device == b.device and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def require_finite(key: str, tensor: Tensor, file: Tensors) -> None:

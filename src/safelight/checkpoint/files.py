@@ -5,12 +5,16 @@ touched (so that a broken file is refused in milliseconds), and return `Tensors`
 memory-mapped views.
 """
 
+import ctypes
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from ctypes import c_size_t, c_void_p
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -30,6 +34,8 @@ DTYPES = {
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors", *PICKLES}
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # diffusers' and transformers' file names
+MADVISE = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+MADV_DONTNEED = 4  # Linux's: pages of a private mapping are forgotten
 _AGAIN = "download or copy the file again"
 
 
@@ -123,6 +129,16 @@ def open_safetensors(path: Path) -> Tensors:
         for key, (dtype, shape) in header.items()
     }
     return Tensors(path, entries, metadata)
+
+
+def let_go(tensor: torch.Tensor) -> None:
+    """Drop a tensor of a mapped file from this process's memory. Whoever reads it again gets it from the file."""
+    if MADVISE is None or not tensor.is_contiguous():
+        return
+    start = tensor.data_ptr()
+    first, last = -(-start // PAGESIZE) * PAGESIZE, (start + tensor.nbytes) // PAGESIZE * PAGESIZE
+    if last > first:
+        MADVISE(c_void_p(first), c_size_t(last - first), MADV_DONTNEED)
 
 
 Header = dict[str, tuple[str, tuple[int, ...]]]
