@@ -46,8 +46,10 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "guidance from 0.1": {"guidance_start": 0.1},
     "features kept, from 0.5": {"feature_cache": 2, "feature_cache_start": 0.5},
     "features kept, from 0.3": {"feature_cache": 2, "feature_cache_start": 0.3},
+    "int8": {"int8": True},
     "fast": {"fast": True},
 }
+LOADING = ("int8", "decoder")  # what is asked for when a model is loaded, not when it draws
 SHOWN = ("exact", "10 steps", "AYS, 10 steps", "guidance up to 0.6", "features kept, from 0.3", "fast")
 PROMPTS = (
     "a 3D render of a red apple on a blue background",
@@ -69,20 +71,28 @@ class Price:
     same: float | None = None
 
 
-def draw(model: safelight.LatentDiffusion, prompts: Sequence[str], seeds: int, shared: Mapping[str, Any]):
+def draw(model: str, prompts: Sequence[str], seeds: int, shared: Mapping[str, Any]) -> dict[str, Price]:
     """Everyone's pictures, by turns; the first of all is drawn twice, since it warms the machine up."""
     prices = {name: Price() for name in SAVINGS}
-    safelight.text_to_image(model, prompts[0], **shared, seed=0)
+    usual = safelight.load(model)
+    models = {name: safelight.load(model, **told) if (told := loading(name)) else usual for name in SAVINGS}
+    safelight.text_to_image(usual, prompts[0], **shared, seed=0)
     for prompt in prompts:
         for seed in range(seeds):
             for name, saving in SAVINGS.items():
+                told = {key: value for key, value in {**shared, **saving}.items() if key not in LOADING}
                 start = time.process_time()
-                drawn = safelight.text_to_image(model, prompt, **{**shared, **saving}, seed=seed)
+                drawn = safelight.text_to_image(models[name], prompt, **told, seed=seed)
                 prices[name].seconds.append((time.process_time() - start) / torch.get_num_threads())
                 prices[name].pictures.append(drawn[0])
             print(".", end="", flush=True)
     print()
     return prices
+
+
+def loading(name: str) -> dict[str, Any]:
+    """What of a saving is asked for when the model is loaded."""
+    return {key: value for key, value in SAVINGS[name].items() if key in LOADING}
 
 
 def pyramid_distance(a: Tensor, b: Tensor, levels: int = 4) -> Tensor:
@@ -186,6 +196,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side in pixels; by default the model's own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--classifier", help="folder of a classifier from `safelight train classifier`")
+    parser.add_argument("--decoder", help="a tiny decoder of the model's, to price as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -194,13 +205,14 @@ def main() -> None:
         from safelight.training.evaluation.classifier import Judge
 
         judge = Judge.load(given.classifier)
-    model = safelight.load(given.model)
+    if given.decoder:
+        SAVINGS["tiny decoder"] = {"decoder": given.decoder}
     shared = {"guidance_scale": given.guidance_scale, "width": given.size, "height": given.size}
     SAVINGS[EXACT] = {"steps": given.steps}
     for saving in SAVINGS.values():
         if "fast" not in saving:
             saving.setdefault("steps", given.steps)
-    prices = draw(model, given.prompts, given.seeds, shared)
+    prices = draw(given.model, given.prompts, given.seeds, shared)
     compare(prices, judge)
     given.out.mkdir(parents=True, exist_ok=True)
     count = f"{len(given.prompts)} prompts, {given.seeds} of each, {prices[EXACT].pictures[0].width}² pixels"
