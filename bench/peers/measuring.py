@@ -12,9 +12,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from . import machine
 from .channel import Channel, Failed
 from .contestants import Contestant
 from .rows import Row
+
+ROOM = (
+    9 * 2**30
+)  # bytes that loading Stable Diffusion 1 and compiling its U-Net take at most
 
 
 @dataclass
@@ -84,6 +89,8 @@ class Seat:
     def sit(self) -> None:
         """Start, load, and answer once."""
         with self._failing() as result:
+            if machine.free_memory() < ROOM:
+                raise Failed(f"less than {ROOM >> 30} GiB of memory were free beside the others: ask for fewer at once")
             if self.one.converts:
                 with self._channel() as converter:  # which ends, so that its memory is not counted
                     converter.hello()
