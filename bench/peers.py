@@ -30,7 +30,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [name for name, one in CONTESTANTS.items() if not one.ours]
+    names = [name for name in CONTESTANTS if name != "safelight"]
     parser.add_argument("--peers", nargs="*", choices=names, default=names, metavar="PEER", help=", ".join(names))
     parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS), metavar="ROW", help=", ".join(KINDS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="sides of the pictures in pixels")

@@ -34,6 +34,7 @@ CONTESTANTS = {
     one.name: one
     for one in (
         Contestant("safelight", "Safelight", "safelight_engine"),
+        Contestant("int8-ours", "Safelight int8", "safelight_engine", mode="int8"),
         Contestant("diffusers", "diffusers", "diffusers_engine", DIFFUSERS),
         Contestant("compiled", "diffusers, compiled", "diffusers_engine", DIFFUSERS, mode="compiled"),
         Contestant("openvino", "OpenVINO", "openvino_engine", OPENVINO, converts=True),

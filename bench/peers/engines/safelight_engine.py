@@ -1,4 +1,4 @@
-"""Safelight itself, as people call it: networks loaded and prepared, and `text_to_image`."""
+"""Safelight itself, as people call it: networks loaded and prepared, and `text_to_image`; with --int8 as well."""
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ def variant() -> str:
 def load(job):
     torch.set_num_threads(job.threads)
     dtype = getattr(torch, job.dtype)
+    if job.mode == "int8" and job.part not in ("unet", "draw"):
+        raise NotImplementedError("the linear layers of the U-Net alone are rounded")
     run = {"text": text, "unet": unet, "encode": encode, "decode": decode, "draw": draw}[job.part](job, dtype)
 
     @torch.no_grad()
@@ -30,8 +32,8 @@ def load(job):
     return answer
 
 
-def prepared(network):
-    kernels.prepare(network)
+def prepared(network, mode=""):
+    kernels.prepare(network, int8=mode == "int8")
     return network
 
 
@@ -45,7 +47,7 @@ def text(job, dtype):
 
 
 def unet(job, dtype):
-    network = prepared(load_unet(job.model, dtype=dtype))
+    network = prepared(load_unet(job.model, dtype=dtype), job.mode)
     return lambda x, t, context: network(tensor(x, dtype), float(t), tensor(context, dtype))
 
 
@@ -60,8 +62,7 @@ def decode(job, dtype):
 
 
 def draw(job, dtype):
-    model = safelight.load(job.model, dtype=dtype)
-
+    model = safelight.load(job.model, dtype=dtype, int8=job.mode == "int8")
     size = {"width": job.side, "height": job.side}
 
     def drawn(prompt, seed):
