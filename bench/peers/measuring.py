@@ -17,7 +17,7 @@ from .channel import Channel, Failed
 from .contestants import Contestant
 from .rows import Row
 
-ROOM = 9 * 2**30  # bytes that loading Stable Diffusion 1 and compiling its U-Net take at most
+ROOM = 6 * 2**30  # bytes that loading Stable Diffusion 1 takes at most, but for those who compile
 
 
 @dataclass
