@@ -34,7 +34,8 @@ def test_train_a_classifier_and_evaluate_with_it(sprites, tmp_path):
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["model"] == "random" and report["data"] == "set"  # and no path of this machine
-    assert {figure["section"] for figure in report["figures"]} == {"reconstruction", "samples", "prompts", "new_pairs"}
+    asked = {"prompts", "new_pairs", "other_names"}
+    assert {figure["section"] for figure in report["figures"]} == {"reconstruction", "samples", *asked}
 
 
 def test_a_folder_of_pictures_as_a_table(sprites, tmp_path):

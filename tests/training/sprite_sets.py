@@ -38,6 +38,9 @@ def drawn(name: str, folder: str) -> Image.Image:
     return picture
 
 
+OTHERS = {"disc": ["circle", "dot"]}
+
+
 def write_sprites(folder: Path) -> Path:
     """Write the collection, as a folder with a captions.jsonl."""
     rows = []
@@ -47,7 +50,8 @@ def write_sprites(folder: Path) -> Path:
             file = f"{style_folder}/{name}.png"
             drawn(name, style_folder).save(folder / file)
             rows.append({"file": file, "name": name, "style": style, "kind": "sprite", "hex": hex_code, "w": 48,
-                         "h": 48, "caption": f"{style} {name}", "group": "shapes", "keywords": []})  # fmt: skip
+                         "h": 48, "caption": f"{style} {name}", "group": "shapes", "keywords": [],
+                         "synonyms": OTHERS.get(name, [])})  # fmt: skip
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(folder / "sky.png")
     rows.append({"file": "sky.png", "name": "grey sky", "style": "digital painting", "kind": "background", "w": 64,
                  "h": 64, "caption": "a grey sky", "keywords": []})  # fmt: skip

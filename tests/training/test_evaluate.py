@@ -61,6 +61,9 @@ def judge_folder(collection, tmp_path_factory):
     return folder
 
 
+ASKED = {"prompts", "new_pairs", "other_names"}
+
+
 @pytest.fixture(scope="module")
 def options(collection, judge_folder):
     return EvaluateOptions(
@@ -82,7 +85,7 @@ def pictures(n=12, seed=0, size=16):
 
 
 def test_everything_is_measured(report):
-    assert {figure.section for figure in report.figures} == {"reconstruction", "samples", "prompts", "new_pairs"}
+    assert {figure.section for figure in report.figures} == {"reconstruction", "samples", *ASKED}
     names = {(figure.section, figure.name) for figure in report.figures}
     assert names >= {("reconstruction", "PSNR (dB)"), ("reconstruction", "SSIM"), ("reconstruction", "rFD-own"),
                      ("samples", "FD-dct"), ("samples", "KD-own"), ("samples", "precision"), ("samples", "coverage"),
@@ -90,7 +93,7 @@ def test_everything_is_measured(report):
                      ("new_pairs", "place")}  # fmt: skip
     assert not any("FID" in name or "KID" in name for _, name in names)
     assert all(not math.isnan(figure.value) and 0 < figure.pictures <= 16 for figure in report.figures)
-    assert set(report.sheets) == {"reconstruction", "samples", "variety", "nearest", "prompts", "new_pairs"}
+    assert set(report.sheets) == {"reconstruction", "samples", "variety", "nearest", *ASKED}
 
 
 def test_untrained_draws_badly(report):

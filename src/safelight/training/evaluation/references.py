@@ -6,16 +6,17 @@ things that no training saw. Of any other collection, entries of another split t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import Tensor
 
 from safelight.errors import InputError
 from safelight.training.data.batches import Batch, Data, PictureData
-from safelight.training.data.collections import Collection
-from safelight.training.data.scenes import SceneData
+from safelight.training.data.collections import Collection, Entry
+from safelight.training.data.scenes import SceneData, trained_on
+from safelight.training.data.synonyms import synonyms
 from safelight.training.evaluation.classifier import held_out_part, lone_things
 from safelight.training.evaluation.questions import ASKING
 from safelight.training.evaluation.report import Section
@@ -102,16 +103,19 @@ class References:
     def asked(self) -> dict[Section, tuple[SceneData, Source]]:
         """Scenes of one thing each, captioned to be asked for, and as pictures that show what is asked for.
 
-        "prompts" are of pairs of concept and style that trainings see; "new_pairs", if any, of those held out.
+        "prompts" are of pairs of concept and style that trainings see; "new_pairs", if any, of those held out;
+        "other_names" of things of the training that have some, called by these.
         """
-        kinds: dict[Section, tuple[bool, str]] = {"prompts": (False, "new scenes of one thing of the training")}
+        things = partial(lone_things, size=self.size, cache=self.cache)
+        new = "new scenes of one thing of the training"
+        asked: dict[Section, tuple[SceneData, str]] = {"prompts": (things(self.collection, wording=ASKING), new)}
         if held_out_part(self.collection) is not None:
-            kinds["new_pairs"] = (True, "scenes of one held-out thing")
-        scenes = {
-            name: lone_things(self.collection, self.size, held_out=held_out, wording=ASKING, cache=self.cache)
-            for name, (held_out, _) in kinds.items()
-        }
-        return {name: (some, Source(some, self.seed, kinds[name][1])) for name, some in scenes.items()}
+            held_out = things(self.collection, held_out=True, wording=ASKING)
+            asked["new_pairs"] = (held_out, "scenes of one held-out thing")
+        if any(goes_by_others(entry) for entry in self.collection):
+            some = self.collection.where(lambda entry: goes_by_others(entry) or is_background(entry))
+            asked["other_names"] = (things(some, wording=replace(ASKING, synonym=1.0)), new)
+        return {name: (scenes, Source(scenes, self.seed, note)) for name, (scenes, note) in asked.items()}
 
     @property
     def apart(self) -> bool:
@@ -120,6 +124,17 @@ class References:
 
     def _plain(self, collection: Collection, note: str) -> Source:
         return Source(PictureData(collection, size=self.size), self.seed, note, len(collection))
+
+
+def goes_by_others(entry: Entry) -> bool:
+    """Say whether an entry is a sprite, which trainings see, of a thing that has other names."""
+    names = synonyms(str(entry.meta.get("name", "")), entry.meta)
+    return entry.meta.get("kind") == "sprite" and trained_on(entry) and bool(names)
+
+
+def is_background(entry: Entry) -> bool:
+    """Say whether an entry stands behind things."""
+    return entry.meta.get("kind") == "background"
 
 
 def has_sprites(collection: Collection) -> bool:

@@ -17,12 +17,13 @@ from safelight.writing import replacing
 
 __all__ = ["Figure", "Report", "machine"]
 
-Section = Literal["reconstruction", "samples", "prompts", "new_pairs"]
+Section = Literal["reconstruction", "samples", "prompts", "new_pairs", "other_names"]
 TITLES: dict[Section, str] = {
     "reconstruction": "Reconstruction",
     "samples": "Samples",
     "prompts": "Prompt following",
     "new_pairs": "Prompt following, of pairs of thing and style that were held out",
+    "other_names": "Prompt following, where things are called by other names",
 }
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 
