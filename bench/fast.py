@@ -145,7 +145,8 @@ def words(saving: Mapping[str, Any]) -> str:
     """A saving's settings, but for those of the exact run."""
     chosen = FAST if saving.get("fast") else saving
     same = {} if saving is SAVINGS[EXACT] else SAVINGS[EXACT]
-    return ", ".join(f"`{name}={value}`" for name, value in chosen.items() if same.get(name) != value)
+    told = {name: public_name(value)[0] if name == "decoder" else value for name, value in chosen.items()}
+    return ", ".join(f"`{name}={value}`" for name, value in told.items() if same.get(name) != value)
 
 
 def ratio(price: Price, prices: Mapping[str, Price]) -> float:

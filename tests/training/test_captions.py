@@ -199,6 +199,9 @@ def test_a_table_tells_other_names():
     assert synonyms("automobile", {}) == ("car",)
     assert synonyms("automobile", {"synonyms": ["banger", "motor"]}) == ("banger", "motor")
     assert synonyms("gizmo", {}) == ()
+    for wrong in ("car", 5, ["car", 5], [" "]):
+        with pytest.raises(InputError, match=r"(?s)synonyms of 'automobile' are .*give a list of names"):
+            synonyms("automobile", {"synonyms": wrong})
 
 
 def test_synonyms_are_other_names_that_can_be_said():

@@ -8,6 +8,8 @@ Each is true of the thing in every style.
 from collections.abc import Mapping
 from typing import Any
 
+from safelight.errors import InputError
+
 SYNONYMS: dict[str, tuple[str, ...]] = {}
 
 for _entry in """
@@ -85,5 +87,11 @@ for _entry in """
 
 
 def synonyms(name: str, meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """List what else a thing is called: what its table's `synonyms` say, or else what is known here of its name."""
-    return tuple(str(other) for other in meta.get("synonyms") or SYNONYMS.get(name, ()))
+    """List what else a thing is called: what its table's `synonyms` say, or else what is known here of its name.
+
+    Raises InputError where the table gives anything but a list of names.
+    """
+    said = meta.get("synonyms")
+    if said and not (isinstance(said, list) and all(isinstance(other, str) and other.strip() for other in said)):
+        raise InputError(f"the synonyms of {name!r} are {said!r}", remedy='give a list of names, such as ["car"]')
+    return tuple(said) if said else SYNONYMS.get(name, ())
