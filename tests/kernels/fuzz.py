@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from safelight.kernels import build, twins
-from safelight.kernels.native import Kernels
+from safelight.kernels.native import ACTS, Kernels
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 
@@ -133,7 +133,8 @@ class Fuzz:
     def attention(self) -> Case:
         k = self.kernels
         b, heads, n, m = self.size(3), self.size(4), self.size(150), self.size(250)
-        d = 8 * self.rng.choice((1, 2, 3, 5, 8, 10, 20))
+        d, causal = 8 * self.rng.choice((1, 2, 3, 5, 8, 10, 20)), self.rng.random() < 0.3
+        n = m if causal else n
         logits = self.rng.choice((1.0, 1.0, 1.0, 8.0, 200.0))  # huge: the softmax takes one key alone
         if self.rng.random() < 0.5:  # as the networks make them: heads next to each other in a row
             q, key, v = (
@@ -141,11 +142,11 @@ class Fuzz:
             )
         else:
             q, key, v = (self.strided(b, heads, s, d, std=std) for s, std in ((n, logits), (m, 1), (m, 1)))
-        assert k.takes_attention(q, key, v)
+        assert k.takes_attention(q, key, v, causal=causal)
         return Case(
-            f"attention {b}x{heads}x{n}x{m}x{d} logits {logits}",
-            lambda: k.attention(q, key, v),
-            lambda to: twins.attention(to(q), to(key), to(v)),
+            f"attention {b}x{heads}x{n}x{m}x{d} logits {logits} {causal=}",
+            lambda: k.attention(q, key, v, causal=causal),
+            lambda to: twins.attention(to(q), to(key), to(v), causal=causal),
             # A score is off by half a bit of its own, and its exponential by as large a share of itself.
             rounding=2**-24 * float((q.float() @ key.float().transpose(-1, -2)).abs().max()) * d**-0.5,
         )
@@ -169,11 +170,12 @@ class Fuzz:
         n_in, n_out, rows = k.lanes * self.size(70), 2 * k.lanes * self.size(6), self.size(130)
         x, weight = self.strided(2, rows, n_in), self.strided(n_out, n_in, std=n_in**-0.5)
         bias, residual = self.maybe(lambda: self.values(n_out)), self.maybe(lambda: self.strided(2, rows, n_out))
-        assert k.takes_linear(x, weight, bias, residual=residual)
+        act = self.rng.choice(ACTS)
+        assert k.takes_linear(x, weight, bias, residual=residual, act=act)
         return Case(
-            f"linear {rows}x{n_in} -> {n_out}",
-            lambda: k.linear(x, weight, bias, residual=residual),
-            lambda to: twins.linear(to(x), to(weight), to(bias), residual=to(residual)),
+            f"linear {rows}x{n_in} -> {n_out} {act=}",
+            lambda: k.linear(x, weight, bias, residual=residual, act=act),
+            lambda to: twins.linear(to(x), to(weight), to(bias), residual=to(residual), act=act),
         )
 
     def geglu(self) -> Case:

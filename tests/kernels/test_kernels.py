@@ -51,6 +51,16 @@ def test_group_norm_sums_in_float32(dtype):
     torch.testing.assert_close(y.float(), group_norm(x.float(), 1, None, None, 1e-5), rtol=0.01, atol=0.02)
 
 
+def test_a_linear_layer_is_its_formula():
+    x, weight, bias, residual = torch.randn(2, 5, 8), torch.randn(6, 8), torch.randn(6), torch.randn(2, 5, 6)
+    y = x @ weight.T + bias
+    torch.testing.assert_close(linear(x, weight, bias, residual=residual), y + residual)
+    quick = y * (1.702 * y).sigmoid()
+    torch.testing.assert_close(linear(x, weight, bias, act="quick_gelu", residual=residual), quick + residual)
+    exact = y * (1 + (y / 2**0.5).erf()) / 2
+    torch.testing.assert_close(linear(x, weight, bias, act="gelu"), exact)
+
+
 def int8_layer(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A weight (rows, columns), and the same in whole numbers with what one of each row is worth."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / columns**0.5

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,11 +159,26 @@ def test_what_is_not_finite_passes_through(name, value, library):
             assert not ours[theirs.isinf()].isfinite().any(), i
 
 
+@pytest.mark.parametrize("name", HERE)
+def test_causal_attention_sees_nothing_that_comes_later(name, library):
+    k = library(name)
+    q, key, v = (torch.randn(1, 2, 77, 16).to(k.dtype) for _ in range(3))
+    other, others = key.clone(), v.clone()
+    other[:, :, 40:], others[:, :, 40:] = 100, 100
+    before, after = k.attention(q, key, v, causal=True), k.attention(q, other, others, causal=True)
+    assert torch.equal(before[:, :, :40], after[:, :, :40]) and not torch.equal(before[:, :, 40:], after[:, :, 40:])
+
+
 def test_what_a_kernel_does_not_take_the_twin_computes(monkeypatch, avx2):
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2 if dtype == torch.float32 else None)
     for channels in (3, 8, 16):
         x, w = torch.randn(1, channels, 5, 5), torch.randn(16, channels, 3, 3)
         torch.testing.assert_close(kernels.conv3x3(x, w, fast=True), twins.conv3x3(x, w), rtol=1e-4, atol=1e-4)
+    x, w = torch.randn(3, 1024), torch.randn(512, 1024)
+    whole, scale = (t.squeeze(-1) for t in twins.quantize(w))
+    eight = {"scale": scale, "act": "gelu"}  # this kernel knows no activation
+    ours, theirs = (f(x, whole.to(torch.int8), **eight) for f in (partial(kernels.linear, fast=True), twins.linear))
+    assert torch.equal(ours, theirs)
     x = torch.randn(1, 16, 5, 5, dtype=torch.float64)
     assert torch.equal(kernels.group_norm(x, 4, None, None, 1e-5, fast=True), twins.group_norm(x, 4, None, None, 1e-5))
     with pytest.raises(RuntimeError, match="channels"):  # torch's own words
@@ -310,5 +326,6 @@ def test_each_convolution_goes_where_it_is_the_fastest(side, down, light, heavy,
 
 
 def test_each_operation_pays_where_it_is_the_fastest(avx2):
-    assert not choice.pays(avx2, "linear", 10_000)
+    assert choice.pays(avx2, "linear", 2, weights=choice.LARGE)
+    assert not choice.pays(avx2, "linear", 10_000, weights=choice.LARGE - 1)
     assert choice.pays(avx2, "attention", 4096, head=40) and not choice.pays(avx2, "attention", 4096, head=80)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -67,8 +68,9 @@ def fast(network):
 
 
 def test_loading_prepares_and_the_switch_leaves_all_to_torch(prepared, plain):
-    assert all(fast(prepared.unet)) and all(fast(prepared.autoencoder))
-    assert not any(fast(plain.unet)) and not any(fast(plain.autoencoder))
+    networks = attrgetter("unet", "autoencoder", "text_encoder")
+    assert all(flags and all(flags) for flags in map(fast, networks(prepared)))
+    assert not any(flag for flags in map(fast, networks(plain)) for flag in flags)
     ours, theirs = drawn(prepared), drawn(plain)
     assert_alike(ours, theirs)
     assert (ours.latents - theirs.latents).norm() < 1e-4 * theirs.latents.norm()

@@ -42,7 +42,7 @@ def tensor(array, dtype) -> Tensor:
 
 
 def text(job, dtype):
-    encoder = load_text_encoder(job.model, dtype=dtype)
+    encoder = prepared(load_text_encoder(job.model, dtype=dtype))
     return lambda ids: encoder(torch.from_numpy(ids)).last_hidden_state
 
 

@@ -39,9 +39,10 @@ def attention(
     position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, of two dimensions or
     more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
     """
-    c = kernels_for(q.dtype) if fast and not causal and mask is None else None
-    if c and pays(c, "attention", *q.shape[-2:]) and c.takes_attention(q, k, v):
-        return c.attention(q, k, v)
+    c = kernels_for(q.dtype) if fast and mask is None else None
+    kind = "causal attention" if causal else "attention"
+    if c and pays(c, kind, q.shape[-2], head=q.shape[-1]) and c.takes_attention(q, k, v, causal=causal):
+        return c.attention(q, k, v, causal=causal)
     return twins.attention(q, k, v, causal=causal, mask=mask)
 
 
@@ -102,18 +103,22 @@ def linear(
     *,
     scale: Tensor | None = None,
     residual: Tensor | None = None,
+    act: str | None = None,
     fast: bool = False,
 ) -> Tensor:
-    """x·weightᵀ + bias + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N).
+    """act(x·weightᵀ + bias) + residual: x (..., K), weight (N, K), bias (N), residual like the result, (..., N).
+
+    `act` is "gelu", "quick_gelu" or None.
 
     With `scale` (N), weight is int8 and row n of it stands for weight·scale[n]. Each row of x is then rounded to whole
     numbers as well, in 127ths of its largest (W8A8): see `quantize`, and docs/speed.md for what that costs.
     """
     c = kernels_for(x.dtype) if fast else None
     kind = "linear" if scale is None else "linear_int8"
-    if c and pays(c, kind, rows(x)) and c.takes_linear(x, weight, bias, scale=scale, residual=residual):
-        return c.linear(x, weight, bias, scale=scale, residual=residual)
-    return twins.linear(x, weight, bias, scale=scale, residual=residual)
+    worth = c and pays(c, kind, rows(x), weights=weight.numel())
+    if c and worth and c.takes_linear(x, weight, bias, scale=scale, residual=residual, act=act):
+        return c.linear(x, weight, bias, scale=scale, residual=residual, act=act)
+    return twins.linear(x, weight, bias, scale=scale, residual=residual, act=act)
 
 
 def geglu(

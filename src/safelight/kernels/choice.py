@@ -26,11 +26,16 @@ LEAST = {
     "conv3x3": (FEW + 1, "tiles of 4x4 pixels (of not too many weights)"),
     "group_norm": (8192, "values"),
     "attention": (256, "queries"),
+    "causal attention": (64, "queries"),
     "geglu": (32, "rows"),
     "linear_int8": (1, "rows"),
 }
-LEAST_EMULATED = {"conv3x3": 1, "geglu": 8, "linear": 8}  # where torch computes bfloat16 without the CPU's help
+LEAST_OF = {
+    "avx2": {"linear": 1},
+    "avx2_bf16": {"conv3x3": 1, "geglu": 8, "linear": 8},  # where torch computes bfloat16 without the CPU's help
+}
 NARROW = 64  # the widest head whose attention pays in float32
+LARGE = 500_000  # weights of a linear layer, from which on float32 pays: they come from main memory then
 
 
 def kernels_for(dtype: torch.dtype) -> Kernels | None:
@@ -39,14 +44,15 @@ def kernels_for(dtype: torch.dtype) -> Kernels | None:
     return found if isinstance(found, Kernels) else None
 
 
-def pays(kernels: Kernels, operation: str, size: int, head: int = 0) -> bool:
+def pays(kernels: Kernels, operation: str, size: int, *, head: int = 0, weights: int = LARGE) -> bool:
     """Whether a C kernel is worth its call instead of torch's; `size` is counted in the units of `LEAST`.
 
-    torch's float32 products are as fast on AVX2, so a plain linear layer is left to torch, and attention unless its
-    heads are narrow.
+    torch's float32 products are as fast on AVX2, so attention is left to torch unless its heads are narrow, and a plain
+    linear layer unless it has many weights.
     """
     least = _least(kernels, operation)
-    return least is not None and size >= least and head <= (_widest(kernels, operation) or head)
+    enough = weights >= _fewest(kernels, operation) and head <= (_widest(kernels, operation) or head)
+    return least is not None and size >= least and enough
 
 
 def convolution(kernels: Kernels, tiles: int, weights: int, down: bool) -> Literal["winograd", "linear", "torch"]:
@@ -64,11 +70,15 @@ def convolution(kernels: Kernels, tiles: int, weights: int, down: bool) -> Liter
 
 def _least(kernels: Kernels, operation: str) -> int | None:
     usual = LEAST[operation][0] if operation in LEAST else None
-    return LEAST_EMULATED.get(operation, usual) if kernels.variant.name == "avx2_bf16" else usual
+    return LEAST_OF.get(kernels.variant.name, {}).get(operation, usual)
+
+
+def _fewest(kernels: Kernels, operation: str) -> int:
+    return LARGE if operation == "linear" and kernels.dtype == torch.float32 else 0
 
 
 def _widest(kernels: Kernels, operation: str) -> int | None:
-    return NARROW if operation == "attention" and kernels.dtype == torch.float32 else None
+    return NARROW if operation.endswith("attention") and kernels.dtype == torch.float32 else None
 
 
 def _found(dtype: torch.dtype) -> Kernels | str:
@@ -116,9 +126,10 @@ def _paths(found: Kernels | str) -> dict[str, str]:
 def _path(found: Kernels | str, operation: str) -> str:
     if isinstance(found, str):
         return f"torch: {found}"
-    least, widest = _least(found, operation), _widest(found, operation)
+    least, widest, fewest = _least(found, operation), _widest(found, operation), _fewest(found, operation)
     if least is None:
         return "torch: as fast"
     unit = LEAST[operation][1] if operation in LEAST else "rows"
     slow = [f"fewer than {least} {unit}"] * (least > 1) + [f"heads wider than {widest}"] * (widest is not None)
+    slow += [f"fewer than {fewest} weights"] * (fewest > 0)
     return f"C ({found.variant.name})" + (f"; torch for {' and '.join(slow)}, where it is faster" if slow else "")

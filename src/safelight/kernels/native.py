@@ -17,12 +17,13 @@ from safelight.kernels.buffers import empty
 from safelight.kernels.build import Variant
 
 ARGUMENTS = {
-    "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int],
+    "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int, c_int],
     "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3,
     "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
-    "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 2,
+    "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 3,
     "linear_int8": [c_void_p] * 6 + [c_long] * 3 + [c_int] * 2,
 }
+ACTS = (None, "gelu", "quick_gelu")  # as c/linear.c counts them
 
 
 class Kernels:
@@ -47,9 +48,11 @@ class Kernels:
                 return False
         return True
 
-    def takes_attention(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    def takes_attention(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> bool:
         """(B, heads, L, d) and (B, heads, M, d), of any strides but within d, which is a multiple of 8."""
         same = q.shape[0] == k.shape[0] == v.shape[0] and q.shape[1::2] == k.shape[1::2] and k.shape == v.shape
+        if causal and q.shape != k.shape:
+            return False
         return (
             self.takes(q, k, v)
             and q.ndim == k.ndim == 4
@@ -58,13 +61,13 @@ class Kernels:
             and q.numel() * k.numel() > 0
         )
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """As `kernels.attention`. The result is laid out (B, L, heads, d), so that joining the heads copies nothing."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (batch, heads, length, d), keys = q.shape, k.shape[2]
         o = empty((batch, length, heads, d), q.dtype).transpose(1, 2)
         strides = (c_long * 12)(*(s for t in (q, k, v, o) for s in t.stride()[:3]))
-        self._run("attention", q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5)
+        self._run("attention", q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5, causal)
         return o
 
     def takes_group_norm(self, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -170,17 +173,18 @@ class Kernels:
         *,
         scale: Tensor | None = None,
         residual: Tensor | None = None,
+        act: str | None = None,
     ) -> bool:
         """In features a multiple of the lanes; out features of twice the lanes (with a gate, before it: so as well).
 
-        With `scale`, weight is int8 and has at most 65,536 features in.
+        With `scale`, weight is int8 and has at most 65,536 features in, and there is no `act`.
         """
         n, k = weight.shape
         fits = n % (2 * self.lanes) == 0 and k % self.lanes == 0
         same = x.shape[-1] == k and is_row(bias, n) and is_row(scale, n)
         if scale is None:
             return fits and same and x.numel() > 0 and self.takes(x, weight, bias, residual)
-        whole = weight.dtype == torch.int8 and weight.device.type == "cpu" and 0 < k <= 65_536
+        whole = act is None and weight.dtype == torch.int8 and weight.device.type == "cpu" and 0 < k <= 65_536
         return whole and fits and same and x.numel() > 0 and self.takes(x, bias, residual)
 
     def linear(
@@ -191,6 +195,7 @@ class Kernels:
         *,
         scale: Tensor | None = None,
         residual: Tensor | None = None,
+        act: str | None = None,
         gate: bool = False,
     ) -> Tensor:
         """As `kernels.linear`, or with `gate` as `kernels.geglu`."""
@@ -199,7 +204,7 @@ class Kernels:
         x, weight, y = x.contiguous(), weight.contiguous(), empty((*x.shape[:-1], n), x.dtype)
         residual = None if residual is None else residual.expand_as(y).contiguous()
         if scale is None:
-            self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate)
+            self._run("linear", x, weight, float32(bias), residual, y, rows, k, n, k, n, gate, ACTS.index(act))
         else:
             self._run("linear_int8", x, weight, float32(scale), float32(bias), residual, y, rows, k, n, gate)
         return y

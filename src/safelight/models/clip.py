@@ -6,26 +6,17 @@ penultimate one. Parameter names are those of the checkpoints: `text_model.encod
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from safelight.errors import InputError
 from safelight.kernels import attention
 from safelight.models.config import check_choice, check_types
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x·sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
-    gate = (1.702 * x).sigmoid_()  # in place wherever that can be: fresh memory costs more than these sums
-    return x * gate if gate.requires_grad else gate.mul_(x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+from safelight.models.layers import Linear
 
 # Until 2023 every CLIP config said eos_token_id 2, which no CLIP vocabulary means: the end of text is its highest id.
 LEGACY_EOS = 2
@@ -55,7 +46,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_types(self, may_be_zero=("bos_token_id", "eos_token_id", "pad_token_id"))
-        check_choice("hidden_act", self.hidden_act, list(ACTIVATIONS))
+        check_choice("hidden_act", self.hidden_act, ["quick_gelu", "gelu"])
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
@@ -260,19 +251,22 @@ class TextLayer(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Multi-head attention of each token to itself and those before it, or to those that a mask allows."""
 
+    fast = False
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         q, k, v = (self.split(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attention(q, k, v, causal=mask is None, mask=mask).transpose(1, 2).flatten(2))
+        y = attention(q, k, v, causal=mask is None, mask=mask, fast=self.fast)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, heads·d) -> (B, heads, L, d)."""
@@ -284,10 +278,10 @@ class TextMLP(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = config.hidden_act
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.fc1(x, act=self.act))

@@ -94,9 +94,9 @@ class Linear(nn.Linear):
             whole, scale = kernels.quantize(self.weight.detach())
             self.weight, self.scale = nn.Parameter(whole.to(torch.int8), requires_grad=False), scale[:, 0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        return kernels.linear(x, self.weight, self.bias, scale=self.scale, fast=self.fast)
+    def forward(self, x: Tensor, *, act: str | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features), then `act`; see `kernels.linear`."""
+        return kernels.linear(x, self.weight, self.bias, scale=self.scale, act=act, fast=self.fast)
 
 
 class Conv3x3(nn.Conv2d):

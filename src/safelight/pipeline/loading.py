@@ -94,6 +94,8 @@ def prepared(model: LatentDiffusion, *, int8: bool = False) -> LatentDiffusion:
     """
     kernels.prepare(model.unet, int8=int8)
     kernels.prepare(model.autoencoder)
+    if model.text_encoder is not None:
+        kernels.prepare(model.text_encoder)
     if model.device.type == "cuda":  # whose matrix units read pictures channels-last
         for network in (model.unet, model.autoencoder):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

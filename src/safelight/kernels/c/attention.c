@@ -12,12 +12,15 @@
  * which large scores show. Q is packed [d][PANEL]. K and V are copied once per head: rows without gaps, with
  * PAIRS V in pairs of keys. Both products are the loop of gemm.h: rows are keys in the first, and the d of V in the second.
  * q, k, v, o are (batch, length, heads, d) by strides, as the projections make them: nothing is transposed before.
+ * If causal, a query sees the keys up to its own place: a panel ends with those of its last query, and the scores that
+ * are not to be seen are set to the smallest there is.
  *
  * Dao et al. 2022, arXiv 2205.14135; Milakov & Gimelshein 2018, arXiv 1805.02867, for the running softmax.
  */
 #include "gemm.h"
 
 enum { KEYS = 96, PANELS = 4 };
+#define SMALLEST -3e38f
 
 typedef struct { long batch, head, token; } Strides; /* in elements */
 typedef struct {
@@ -26,6 +29,7 @@ typedef struct {
     Strides sq, sk, sv, so;
     long heads, queries, keys, d;
     float scale;
+    int causal;
 } Attention;
 
 typedef struct { /* what a thread keeps of one panel of queries */
@@ -54,7 +58,13 @@ static void begin(const Attention *a, const elem *q, long count, State t) {
         t.q[d / PER_WORD * PANEL + j] = w;
     }
     memset(t.o, 0, a->d * PANEL * sizeof *t.o);
-    for (long j = 0; j < PANEL; j++) t.m[j] = -3e38f, t.s[j] = 0;
+    for (long j = 0; j < PANEL; j++) t.m[j] = SMALLEST, t.s[j] = 0;
+}
+
+/* Of the scores of n keys, hide those of the keys after a query. `ahead`: how far the first key is behind the first query. */
+static void hide(long n, long ahead, float *s) {
+    for (long i = max(0, ahead + 1); i < n; i++)
+        for (long j = 0; j < min(PANEL, i - ahead); j++) s[i * PANEL + j] = SMALLEST;
 }
 
 /* Scores of n keys -> their exponentials, in place (as words: with PAIRS, of two keys), and m, s, O brought up to date. */
@@ -81,8 +91,9 @@ static void finish(const Attention *a, elem *o, long count, State t) {
         for (long d = 0; d < a->d; d++) o[j * a->so.token + d] = element(t.o[d * PANEL + j] / t.s[j]);
 }
 
-/* Up to PANELS·PANEL queries of one head. */
-static void queries(const Attention *a, const elem *q, elem *o, long count, const word *k, const word *v, float *own) {
+/* Up to PANELS·PANEL queries of one head, from the place `first` on. */
+static void queries(const Attention *a, const elem *q, elem *o, long first, long count, const word *k, const word *v,
+                    float *own) {
     float *s = own + PANELS * state_floats(a->d);
     long d = a->d, words = d / PER_WORD, panels = ceil_div(count, PANEL);
     State t[PANELS];
@@ -91,8 +102,10 @@ static void queries(const Attention *a, const elem *q, elem *o, long count, cons
         begin(a, q + p * PANEL * a->sq.token, min(PANEL, count - p * PANEL), t[p]);
     }
     for (long i = 0; i < a->keys; i += KEYS) for (long p = 0; p < panels; p++) {
-        long n = min(KEYS, a->keys - i);
+        long place = first + p * PANEL, n = min(KEYS, (a->causal ? min(a->keys, place + PANEL) : a->keys) - i);
+        if (n <= 0) continue;
         gemm(n, k + i * words, words, 1, t[p].q, words, s, 0);
+        if (a->causal) hide(n, place - i, s);
         softmax(a, n, s, t[p]);
         gemm(d, v + i / PER_WORD * d, 1, d, (word *)s, ceil_div(n, PER_WORD), t[p].o, 1);
     }
@@ -100,11 +113,12 @@ static void queries(const Attention *a, const elem *q, elem *o, long count, cons
 }
 
 int KERNEL(attention)(const elem *q, const elem *k, const elem *v, elem *o, const long strides[12], long batch, long heads,
-                      long queries_, long keys, long d, float scale, int threads) {
+                      long queries_, long keys, long d, float scale, int causal,
+                      int threads) {
     if (batch < 1 || heads < 1 || queries_ < 1 || keys < 1 || d < 8 || d % 8 || threads < 1) return BAD_ARGUMENT;
     const long *t = strides;
     Attention a = {q, k, v, o, {t[0], t[1], t[2]}, {t[3], t[4], t[5]}, {t[6], t[7], t[8]}, {t[9], t[10], t[11]},
-                   heads, queries_, keys, d, scale};
+                   heads, queries_, keys, d, scale, causal};
     long even = ceil_div(keys, PER_WORD), words = d / PER_WORD, size = PANELS * PANEL, blocks = ceil_div(queries_, size);
     long own_floats = PANELS * state_floats(d) + KEYS * PANEL;
     word *ks = scratch(batch * heads * (keys * words + even * d) * sizeof *ks), *vs = ks + batch * heads * keys * words;
@@ -124,7 +138,7 @@ int KERNEL(attention)(const elem *q, const elem *k, const elem *v, elem *o, cons
         for (long job = 0; job < batch * heads * blocks; job++) {
             long h = job / blocks, b = h / heads, i = h % heads, first = job % blocks * size;
             queries(&a, q + b * a.sq.batch + i * a.sq.head + first * a.sq.token,
-                    o + b * a.so.batch + i * a.so.head + first * a.so.token, min(size, queries_ - first),
+                    o + b * a.so.batch + i * a.so.head + first * a.so.token, first, min(size, queries_ - first),
                     ks + h * keys * words, vs + h * even * d, mine);
         }
     }

@@ -1,6 +1,6 @@
 /* Linear layer, and linear layer with a gate, on plain weights.
  *
- *     y = x Wᵀ + bias + residual              x (rows, K), W (N, K), y (rows, N)
+ *     y = act(x Wᵀ + bias) + residual         x (rows, K), W (N, K), y (rows, N); act: none, gelu or quick gelu
  *     y = a·gelu(b),  (a, b) = x Wᵀ + bias    W (2N, K): GEGLU (Shazeer 2020, arXiv 2002.05202)
  *
  * A thread takes a group of panels of W, packs each, and keeps them while x streams by:
@@ -16,6 +16,7 @@
 #include "gemm.h"
 
 enum { SLAB = 48, KB = 256 };
+enum { NO_ACT, GELU, QUICK_GELU };
 #define GROUP_BYTES (256 << 10)
 
 typedef struct {
@@ -23,7 +24,7 @@ typedef struct {
     const float *bias;                 /* (N), with a gate (2N), or NULL */
     elem *y;
     long rows, k, n, x_step, y_step;   /* n: columns of y; steps from row to row, in elements */
-    int gate;
+    int gate, act;
 } Linear;
 
 /* Columns of y in one panel. */
@@ -47,6 +48,8 @@ static void finish(const Linear *l, long row, long rows, long column, const floa
         if (l->gate) {
             store(l->y + at, first * gelu(second));
         } else {
+            if (l->act == GELU) first = gelu(first), second = gelu(second);
+            if (l->act == QUICK_GELU) first = quick_gelu(first), second = quick_gelu(second);
             if (l->residual) first += load(l->residual + at), second += load(l->residual + at + LANES);
             store(l->y + at, first);
             store(l->y + at + LANES, second);
@@ -84,9 +87,10 @@ static void group(const Linear *l, long first, long panels, word *u) {
 }
 
 int KERNEL(linear)(const elem *x, const elem *weight, const float *bias, const elem *residual, elem *y, long rows, long k,
-                   long n, long x_step, long y_step, int gate, int threads) {
-    Linear l = {x, weight, residual, bias, y, rows, k, n, x_step, y_step, gate};
-    if (rows < 1 || threads < 1 || k < LANES || k % LANES || x_step % PER_WORD || n < width(&l) || n % width(&l))
+                   long n, long x_step, long y_step, int gate, int act, int threads) {
+    Linear l = {x, weight, residual, bias, y, rows, k, n, x_step, y_step, gate, act};
+    if (rows < 1 || threads < 1 || k < LANES || k % LANES || x_step % PER_WORD || n < width(&l) || n % width(&l) ||
+        act < NO_ACT || act > QUICK_GELU)
         return BAD_ARGUMENT;
     long panels = n / width(&l), bytes = k / PER_WORD * PANEL * sizeof(word);
     long size = max(1, min(GROUP_BYTES / bytes, ceil_div(panels, 2 * threads))), groups = ceil_div(panels, size);

@@ -152,6 +152,8 @@ INLINE vf exp2v(vf t) {
     return p * (vf)(((vu)shifted << 23) + 0x3f800000); /* a product, so that NaN stays NaN */
 }
 INLINE vf silu(vf x) { return x / (exp2v(x * -1.442695041f) + 1.f); }
+/* x·sigmoid(1.702 x), CLIP's gelu. */
+INLINE vf quick_gelu(vf x) { return x / (exp2v(x * -2.45546696f) + 1.f); }
 /* x·Φ(x). The error function's complement is Press et al., "Numerical Recipes" (1992), section 6.2: 1.2e-7 relative. */
 INLINE vf gelu(vf x) {
     vf z = (vf)((vi)x & 0x7fffffff) * 0.70710678f, t = 1.f / (z * 0.5f + 1.f);
