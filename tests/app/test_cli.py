@@ -9,8 +9,12 @@ import time
 from functools import partial
 
 import pytest
+import torch
 from command_line import run
 from PIL import Image
+
+from safelight.checkpoint.load import SHIPPED, load_autoencoder, load_parts
+from safelight.checkpoint.save import save_autoencoder
 
 
 def alone(*arguments, cwd=None):
@@ -55,6 +59,18 @@ def test_says_which_words_were_drawn(tmp_path):
     drawn = run("a {red|red} __animal__", *words, "--steps", 1, "--width", 64, "--height", 64, cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert "a red wolf, in ink, very old" in drawn.stderr
+
+
+def test_converts_a_model_and_puts_another_autoencoder_into_it(tmp_path):
+    other = load_autoencoder(SHIPPED)
+    with torch.no_grad():
+        other.decoder.conv_out.bias += 0.1
+    save_autoencoder(other, tmp_path / "vae")
+    converted = run("convert", SHIPPED, tmp_path / "made", "--vae", tmp_path / "vae", "--dtype", "float32")
+    assert converted.returncode == 0, converted.stderr
+    made, was = load_parts(tmp_path / "made"), load_parts(SHIPPED)
+    assert torch.equal(made.autoencoder.decoder.conv_out.bias, other.decoder.conv_out.bias)
+    assert torch.equal(made.unet.conv_in.weight, was.unet.conv_in.weight.float())
 
 
 def test_redraws_and_inpaints_files(tmp_path):

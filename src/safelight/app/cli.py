@@ -30,6 +30,7 @@ from safelight.app.options import (
     ModelOption,
     OutOption,
     PreviewOption,
+    VaeOption,
     answers,
     asking,
 )
@@ -143,12 +144,13 @@ def convert(
     prediction_type: Annotated[
         str | None, typer.Option(help="epsilon or v_prediction, if the file does not say")
     ] = None,
+    vae: VaeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite a model as a diffusers folder, or as a single file in the CompVis layout."""
     from safelight.checkpoint.convert import convert as rewrite
 
-    rewrite(source, target, dtype=dtype, prediction_type=prediction_type)
+    rewrite(source, target, dtype=dtype, prediction_type=prediction_type, vae=vae)
     typer.echo(json.dumps({"source": source, "target": str(target)}) if as_json else target)
 
 
