@@ -41,17 +41,18 @@ SCENES = {"scenes": True, "cache": "{run}/cache"}
 NOISY = {"timesteps": "logit_normal", "logit-mean": 0.4, "logit-std": 1.1, "stratified": True}
 QUIET = {"log-every": 50, "checkpoint-every": 500, "sheet-every": 500}
 
-# What two or three hours of one core can do. The first stage learns pixels alone; its decoder goes on when latents are
-# settled, since what it learns then leaves the second stage valid.
+# What a few hours of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second stage
+# costs goes by places. The first stage learns pixels alone; its decoder goes on when latents are settled, since what it
+# learns then leaves the second stage valid.
 CPU = {
     "autoencoder": {
-        **SCENES, **QUIET, "size": 64, "channels": 16, "multipliers": "1,2,4,8", "layers": 1, "latent-channels": 8,
+        **SCENES, **QUIET, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1, "latent-channels": 8,
         "reduction": "mean", "kl-weight": 4e-6, "perceptual-weight": 0, "features-steps": 0, "disc-weight": 0,
         "learning-rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "clip": 1, "batch-size": 8, "steps": 2600, "warmup": 50,
         "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
     },
     "diffusion": {
-        **SCENES, **QUIET, "size": 64, "channels": 96, "multipliers": "1,2", "attention": "1,2", "layers": 1,
+        **SCENES, **QUIET, "size": 128, "channels": 96, "multipliers": "1,2", "attention": "1,2", "layers": 1,
         "text-width": 128, "text-layers": 2, "text-length": 40, "vocabulary-size": 2048,
         "mix": "simple", "objects": "0.85,0.1,0.03,0.02",
         "prediction-type": "v_prediction", **NOISY, "learning-rate": 8e-4, "batch-size": 16, "steps": 14000,
@@ -59,7 +60,7 @@ CPU = {
         "sheet-guidance": 4,
     },
     "decoder": {
-        **SCENES, **QUIET, "size": 64, "decoder-only": True, "reduction": "mean", "perceptual-weight": 0,
+        **SCENES, **QUIET, "size": 128, "decoder-only": True, "reduction": "mean", "perceptual-weight": 0,
         "features-steps": 0, "disc-weight": 0, "learning-rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "clip": 1,
         "batch-size": 8, "steps": 5000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
     },
@@ -89,7 +90,7 @@ GPU = {
 # The second stage alone, from the weights that ship: they get better with every hour.
 FURTHER = {
     "diffusion": {
-        **SCENES, **QUIET, "size": 64, "init": str(SHIPPED), "train-text-encoder": True,
+        **SCENES, **QUIET, "size": 128, "init": str(SHIPPED), "train-text-encoder": True,
         "mix": "simple", "objects": "0.82,0.13,0.03,0.02", **NOISY, "learning-rate": 8e-4, "batch-size": 16,
         "steps": 9000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20,
         "sheet-guidance": 4,

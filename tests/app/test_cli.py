@@ -12,9 +12,11 @@ import pytest
 import torch
 from command_line import run
 from PIL import Image
+from safetensors.torch import save_file
 
 from safelight.checkpoint.load import SHIPPED, load_autoencoder, load_parts
 from safelight.checkpoint.save import save_autoencoder
+from safelight.pipeline.recipes.reading import read_picture
 
 
 def alone(*arguments, cwd=None):
@@ -71,6 +73,24 @@ def test_converts_a_model_and_puts_another_autoencoder_into_it(tmp_path):
     made, was = load_parts(tmp_path / "made"), load_parts(SHIPPED)
     assert torch.equal(made.autoencoder.decoder.conv_out.bias, other.decoder.conv_out.bias)
     assert torch.equal(made.unet.conv_in.weight, was.unet.conv_in.weight.float())
+
+
+def test_adds_a_lora_and_a_learned_word_and_draws_them_again(tmp_path):
+    config, width = load_parts(SHIPPED).unet.config, load_parts(SHIPPED).text_encoder.config.hidden_size
+    down, up = torch.randn(2, config.in_channels, 3, 3), torch.randn(config.block_out_channels[0], 2, 1, 1)
+    layer = "lora_unet_conv_in.lora_{}.weight".format
+    save_file({layer("down"): down, layer("up"): up}, tmp_path / "ink.safetensors")
+    save_file({"emb_params": torch.randn(1, width)}, tmp_path / "word.safetensors")
+    beside = ("--lora", f"{tmp_path}/ink.safetensors:0.1", "--embedding", f"<fox>={tmp_path}/word.safetensors")
+    drawn = run("a <fox>", *beside, "--steps", 1, "--seed", 1, "--json", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    path = tmp_path / json.loads(drawn.stdout)["pictures"][0]["path"]
+    model = read_picture(path).model
+    assert model["loras"] == {"lora: ink.safetensors": 0.1} and "embedding: <fox>" in model["weights"]
+    again = run("again", path, cwd=tmp_path)
+    assert again.returncode == 0 and "pixels are identical" in again.stderr
+    plain = run("a fox", "--lora", tmp_path / "word.safetensors", "--steps", 1, cwd=tmp_path)
+    assert plain.returncode == 1 and "no part of a LoRA" in plain.stderr
 
 
 def test_redraws_and_inpaints_files(tmp_path):

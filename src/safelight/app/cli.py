@@ -27,6 +27,7 @@ from safelight.app.options import (
     DEFAULT_MODEL,
     LOADING,
     JsonOption,
+    LoraOption,
     ModelOption,
     OutOption,
     PreviewOption,
@@ -145,12 +146,13 @@ def convert(
         str | None, typer.Option(help="epsilon or v_prediction, if the file does not say")
     ] = None,
     vae: VaeOption = None,
+    loras: LoraOption = [],  # noqa: B006  # typer's way to say none
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite a model as a diffusers folder, or as a single file in the CompVis layout."""
     from safelight.checkpoint.convert import convert as rewrite
 
-    rewrite(source, target, dtype=dtype, prediction_type=prediction_type, vae=vae)
+    rewrite(source, target, dtype=dtype, prediction_type=prediction_type, vae=vae, loras=loras)
     typer.echo(json.dumps({"source": source, "target": str(target)}) if as_json else target)
 
 

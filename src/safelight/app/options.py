@@ -20,6 +20,12 @@ DecoderOption = Annotated[
     str | None, typer.Option(help="folder of a tiny decoder to draw with, from `safelight train decoder`")
 ]
 VaeOption = Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]
+LoraOption = Annotated[
+    list[str], typer.Option("--lora", help="file of a LoRA to add, with :0.8 at its end by so much; may be repeated")
+]
+EmbeddingOption = Annotated[
+    list[str], typer.Option("--embedding", help="file of a textual inversion, or WORD=FILE; may be repeated")
+]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
 PreviewOption = Annotated[bool, typer.Option("--preview", help="show in the terminal what is coming, at each step")]
@@ -33,6 +39,8 @@ LOADING: dict[str, tuple[Any, Any]] = {
     "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
     "vae": (None, VaeOption),
     "decoder": (None, DecoderOption),
+    "loras": ((), LoraOption),
+    "embeddings": ((), EmbeddingOption),
     "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),
     "prediction_type": (
         None,

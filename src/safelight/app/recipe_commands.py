@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from safelight.app.console import onlooker, say, table, warn
-from safelight.app.options import DecoderOption, DeviceOption, DtypeOption, JsonOption, OutOption, VaeOption
+from safelight.app.options import (
+    DecoderOption,
+    DeviceOption,
+    DtypeOption,
+    EmbeddingOption,
+    JsonOption,
+    LoraOption,
+    OutOption,
+    VaeOption,
+)
 
 SHOWN = 400  # characters of a value that people are shown; --json has the whole
 
@@ -65,6 +74,8 @@ def again(
     class_map: Annotated[Path | None, typer.Option(help="the map of classes that it was drawn from, if any")] = None,
     vae: VaeOption = None,
     decoder: DecoderOption = None,
+    loras: LoraOption = [],  # noqa: B006  # typer's way to say none
+    embeddings: EmbeddingOption = [],  # noqa: B006
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     out: OutOption = Path("outputs"),
@@ -83,11 +94,13 @@ def again(
     required(reading, **inputs)  # before anything that takes a while
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
         if model is None:
-            loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder)
+            more = {"loras": loras or None, "embeddings": embeddings or None}
+            loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder, **more)
         else:
             dtype = dtype or reading.model.get("dtype")
             int8 = reading.model.get("int8") is True
-            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, int8=int8)
+            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, loras=loras,
+                          embeddings=embeddings, int8=int8)  # fmt: skip
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else seed}"

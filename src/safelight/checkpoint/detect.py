@@ -30,7 +30,7 @@ STRANGERS = (
     (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind", _DRAWN),
     (("motion_modules.",), "an AnimateDiff motion module", _TRAINED_FOR),
     (("ip_adapter.", "image_proj."), "an IP-Adapter", _TRAINED_FOR),
-    (("string_to_param.", "emb_params"), "a textual inversion", "load a model, then give it this file as an embedding"),
+    (("string_to_param.", "emb_params"), "a textual inversion", "load a model, and give it this file with --embedding"),
     (("vision_model.",), "an image encoder of CLIP, or the safety checker", "name the model itself"),
     (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer", _DRAWN),
 )
@@ -145,7 +145,7 @@ def _no_model(shapes: Shapes, path: object) -> WrongModel:
         return WrongModel(what, path=path, remedy="name the folder that holds model_index.json, two levels up")
     if 0 < len(shapes) <= 2:
         return WrongModel("holds so few tensors that it may be a textual inversion", path=path,
-                          remedy="load a model, then give it this file as an embedding")  # fmt: skip
+                          remedy="load a model, and give it this file with --embedding")  # fmt: skip
     what = f"holds no U-Net in the CompVis layout; its {len(shapes)} tensors are named like {next(iter(shapes), '-')!r}"
     return WrongModel(what, path=path, remedy="name a Stable Diffusion 1 or 2 checkpoint, or a latent-diffusion one")
 

@@ -1,6 +1,7 @@
 """`load_parts(name)`: a folder, a single file or a hub id becomes `Parts`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from safelight.checkpoint.folders import (
     plan_unet,
     weights,
 )
+from safelight.checkpoint.learned_words import named, with_words
+from safelight.checkpoint.lora import parse, with_loras
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.single import load_autoencoder_file, load_single
 from safelight.errors import CheckpointError, InputError, nearest
@@ -33,6 +36,8 @@ DEFAULT = "default"  # the name of the model that ships with the package
 SHIPPED = Path(__file__).parents[1] / DEFAULT
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"{HUB_ID.pattern}/[\w./-]+")
+LoraName = str | Path | tuple[str | Path, float]
+WordName = str | Path | tuple[str | Path, str | None]
 SD2_BASE_STEP = 875000  # where the training of 512-base-ema.ckpt stopped; diffusers goes by it too
 
 
@@ -46,6 +51,8 @@ def load_parts(
     ema: bool | None = None,
     prediction_type: str | None = None,
     vae: str | Path | None = None,
+    loras: Sequence[LoraName] = (),
+    embeddings: Sequence[WordName] = (),
     local_files_only: bool = False,
     check_finite: bool = True,
 ) -> Parts:
@@ -63,6 +70,8 @@ def load_parts(
         prediction_type: "epsilon", "v_prediction" or "sample", for a model that does not say; it overrules one that
             does.
         vae: a folder or file to take the autoencoder from instead.
+        loras: files or folders of LoRAs to add, by a weight of their own: "FILE:0.8", or (FILE, 0.8); 1 by default.
+        embeddings: files of textual inversions, whose words the model is to know: FILE, "word=FILE" or (FILE, "word").
         local_files_only: look a hub id up in the cache alone (as HF_HUB_OFFLINE=1 does).
         check_finite: refuse weights with NaN or infinity; one pass over all of them.
 
@@ -87,6 +96,8 @@ def load_parts(
         parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
     source = DEFAULT if path == SHIPPED else parts.source  # whose folder differs from machine to machine
     parts = replace(parts, weights={**parts.weights, **others}, source=source)
+    parts = with_loras(parts, [parse(name) for name in loras])
+    parts = with_words(parts, [named(name) for name in embeddings])
     return with_prediction(parts, prediction_type, path)
 
 

@@ -26,7 +26,8 @@ class Parts:
     `conditioner` is what tells the U-Net of a class, a layout or a map, and `classes` are the names of its classes, or
     of those of the U-Net's own table. `guidance_scale` is what it is best guided by, as far as the files say.
     `low_res_scheduler_config` describes the noise an upscaler lays on pictures.
-    `weights` are the files whose tensors were taken: names within the model -> where they lie.
+    `weights` are the files whose tensors were taken: names within the model -> where they lie. `loras` says by how much
+    those among them were added that are LoRAs.
     """
 
     unet: UNet
@@ -45,6 +46,7 @@ class Parts:
     global_step: int | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Path] = field(default_factory=dict)
+    loras: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the networks' own would fill pages of a notebook."""

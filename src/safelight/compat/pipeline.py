@@ -246,7 +246,8 @@ class DiffusionPipeline:
 
     def load_lora_weights(self, *_: Any, **__: Any) -> None:
         """Raise MissingPartError."""
-        raise self._missing("loading LoRA weights")
+        remedy = "merge them with `safelight convert MODEL NEW --lora FILE`, and load NEW; or use safelight.load"
+        raise MissingPartError("loading LoRA weights into a pipeline is not here yet", remedy=remedy)
 
     def load_textual_inversion(self, *_: Any, **__: Any) -> None:
         """Raise MissingPartError."""

@@ -43,6 +43,7 @@ class LatentDiffusion:
         name: where the model was loaded from.
         scheduler_config: the sampler settings that came with the model, as they stand in its file.
         weights: the files it was loaded from: names within the model -> where they lie. Empty for one made in memory.
+        loras: those of them that are LoRAs -> by how much each was added.
     """
 
     unet: UNet
@@ -60,6 +61,7 @@ class LatentDiffusion:
     name: str = ""
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Path] = field(default_factory=dict)
+    loras: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: the networks' own would fill pages of a notebook."""

@@ -1,6 +1,6 @@
 """`load`: from a name to a `LatentDiffusion`, on the right device and in the right precision."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from safelight import kernels
-from safelight.checkpoint.load import DEFAULT, decoder_weights, load_decoder, load_parts
+from safelight.checkpoint.load import DEFAULT, LoraName, WordName, decoder_weights, load_decoder, load_parts
 from safelight.checkpoint.parts import Parts
 from safelight.diffusion.schedule import NoiseSchedule, noise_schedule
 from safelight.errors import CheckpointError, InputError
@@ -27,6 +27,8 @@ def load(
     revision: str | None = None,
     vae: str | Path | None = None,
     decoder: str | Path | None = None,
+    loras: Sequence[LoraName] = (),
+    embeddings: Sequence[WordName] = (),
     ema: bool | None = None,
     prediction_type: str | None = None,
     int8: bool = False,
@@ -45,6 +47,9 @@ def load(
         vae: a file or folder whose autoencoder takes the place of the model's own.
         decoder: the folder of a tiny decoder (`safelight train decoder`), or a hub id of diffusers' AutoencoderTiny,
             to draw with in place of the autoencoder's own, in a fraction of the time.
+        loras: files of LoRAs to add, such as "fox.safetensors:0.8", which is by 0.8 (`checkpoint.lora`).
+        embeddings: files of textual inversions, whose words prompts may then use: the file's name in AUTOMATIC1111's
+            files, what the file says in diffusers'.
         ema: for single files that hold both, whether to take the averaged weights.
         prediction_type: "epsilon", "v_prediction" or "sample", where the file does not say.
         int8: round the linear layers of the U-Net to 8 bits: nearly the same picture, faster on CPUs with C kernels, in
@@ -69,6 +74,8 @@ def load(
         variant=variant,
         revision=revision,
         vae=vae,
+        loras=loras,
+        embeddings=embeddings,
         ema=ema,
         prediction_type=prediction_type,
         local_files_only=local_files_only,
@@ -128,6 +135,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
         name=parts.source,
         scheduler_config=config,
         weights=parts.weights,
+        loras=parts.loras,
     )
 
 

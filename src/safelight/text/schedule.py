@@ -85,7 +85,7 @@ def plan_prompt(
 
     `syntax` says whose marks are read: "a1111" (see `grammar`), "comfyui", "compel" (see `marks`), "plain" none. A
     prompt without special characters means the same in all of them. `composable=False` makes AND a word, as in a
-    negative prompt. `<lora:...>` asks for what this version cannot do: "error" says so, "ignore" drops it.
+    negative prompt. `<lora:...>` asks for what models are given as they are loaded: "error" says so, "ignore" drops it.
 
     Raises PromptError with a position where the prompt cannot be read; MissingPartError for adapters.
     """
@@ -101,7 +101,8 @@ def plan_prompt(
     wanted = tuple(network for branch in prompt.branches for network in networks(branch.parts))
     if wanted and extra_networks == "error":
         error = PromptError(f"{wanted[0]} asks for an adapter", text, wanted[0].start)
-        raise MissingPartError(error.what, remedy='this version has none; extra_networks="ignore" draws without it')
+        remedy = 'give the file as the model is loaded, by --lora or loras=, and extra_networks="ignore" for such words'
+        raise MissingPartError(error.what, remedy=remedy)
     tracks = tuple(_track(branch, text, steps) for branch in prompt.branches)
     return PromptPlan(text, steps, tracks, wanted, tuple(_notes(prompt.branches)))
 

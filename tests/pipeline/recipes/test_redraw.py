@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import safelight
 from safelight.checkpoint.save import save_autoencoder, save_decoder
@@ -185,6 +187,37 @@ def test_the_default_model_is_that_of_this_package(tmp_path, memory):
     assert reading.model["name"] == "default" and reading.model["weights"] and not memory.exists()
     redrawn = redraw(reading, model_for(reading))
     assert redrawn.remarks == () and difference(path, redrawn.pictures[0]) == "the pixels are identical"
+
+
+def test_loras_and_learned_words_are_found_again_beside_the_model(model, single, tmp_path, memory):
+    wide = model.unet.conv_in.weight
+    for name in ("a", "b"):
+        down, up = torch.randn(2, *wide.shape[1:]), torch.randn(len(wide), 2, 1, 1)
+        layer = "lora_unet_conv_in.lora_{}.weight".format
+        save_file({layer("down"): down, layer("up"): up}, tmp_path / f"{name}.safetensors")
+    width = model.text_encoder.config.hidden_size
+    save_file({"emb_params": torch.randn(2, width)}, tmp_path / "ink-style.safetensors")
+    beside = {"loras": [f"{tmp_path / 'a.safetensors'}:0.3", (tmp_path / "b.safetensors", -0.1)],
+              "embeddings": [tmp_path / "ink-style.safetensors"]}  # fmt: skip
+    loaded = load(single, prediction_type="sample", **beside)
+    path = safelight.text_to_image(loaded, "a fox in ink-style", steps=1, seed=1, **SIZE).save(tmp_path / "drawn")[0]
+    reading = read_picture(path)
+    assert reading.model["loras"] == {"lora: a.safetensors": 0.3, "lora: b.safetensors": -0.1}
+    redrawn = redraw(reading, model_for(reading))
+    assert redrawn.remarks == () and difference(path, redrawn.pictures[0]) == "the pixels are identical"
+    other = model_for(reading, loras=[(tmp_path / "a.safetensors", 0.5), (tmp_path / "b.safetensors", -0.1)])
+    assert redraw(reading, other).remarks == ("lora: a.safetensors was added by 0.3, and now by 0.5",)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(MissingPartError, match=r"the lora is not known on this machine \(.*b.safetensors sha256"):
+        model_for(reading)
+
+
+@pytest.mark.parametrize("said", [["x"], {"lora: a.safetensors": "much"}, 3])
+def test_what_a_file_tells_of_loras_is_not_trusted(model, tmp_path, said):
+    path = safelight.text_to_image(model, "a fox", steps=1, seed=1, **SIZE).save(tmp_path)[0]
+    reading = read_picture(path)
+    told = replace(reading, model={**reading.model, "name": "default", "loras": said})
+    assert model_for(told).loras == {}
 
 
 def test_a_vae_and_a_decoder_are_found_again_beside_the_model(model, single, tmp_path, memory):

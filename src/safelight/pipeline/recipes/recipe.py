@@ -42,6 +42,7 @@ class ModelCard:
     device: str = ""
     int8: bool = False
     revision: str = ""
+    loras: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict, repr=False, compare=False)
     source: str = field(default="", repr=False, compare=False)
@@ -58,6 +59,7 @@ class ModelCard:
             device=model.device.type,
             int8=model.int8,
             revision=revision,
+            loras=model.loras,
             files=model.weights,
             source=model.name,
         )

@@ -1,6 +1,7 @@
 """Drawing a picture again from what its file says."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Redrawn:
 def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
     """Load the model that a recipe names, from this machine alone: by its hashes, as ours, or from the hub's cache.
 
-    So with a VAE or a tiny decoder that was given beside it, where `options` give none.
+    So with a VAE, a tiny decoder, LoRAs or learned words that were given beside it, where `options` give none.
     Raises MissingPartError, with name and hash, for what is not to be found.
     """
     said = reading.model
@@ -40,6 +41,11 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
         name: value for name, value in options.items() if value is not None
     }
     name, weights = str(said.get("name", "")), weights_of(reading)
+    if "loras" not in options:
+        options["loras"] = [(place, _amount(said, label)) for label, place in found(reading, "lora").items()]
+    if "embeddings" not in options:
+        words = {label.removeprefix("embedding: "): place for label, place in found(reading, "embedding").items()}
+        options["embeddings"] = [(place, None if ", " in word else word) for word, place in words.items()]
     for part in PARTS:
         if weights_of(reading, part) and part not in options:
             options[part] = find_model(weights_of(reading, part))
@@ -59,6 +65,23 @@ def model_for(reading: Reading, **options: Any) -> LatentDiffusion:
         except Exception as error:  # whatever is wrong with that copy, the next step is the same
             raise missing(reading) from error
     raise missing(reading)
+
+
+def _amount(said: Mapping[str, Any], label: str) -> float:
+    """By how much a LoRA was added, as a file tells it, in which anything may stand."""
+    loras = said.get("loras")
+    amount = loras.get(label) if isinstance(loras, Mapping) else None
+    return float(amount) if isinstance(amount, int | float) else 1.0
+
+
+def found(reading: Reading, part: str) -> dict[str, Path]:
+    """Where the files of a kind lie that a recipe tells of. Raises MissingPartError for one that is not to be found."""
+    places = {}
+    for label, digest in weights_of(reading, part).items():
+        if (place := find_model({label: digest})) is None:
+            raise missing(reading, part)
+        places[label] = place
+    return places
 
 
 def weights_of(reading: Reading, part: str = "") -> dict[str, str]:
@@ -162,6 +185,9 @@ def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) ->
     then, now = (one.weights if recipe.model.weights else {} for one in (recipe.model, card))
     for part in sorted({part_of(name) for name in {*then, *now} if then.get(name) != now.get(name)}):
         remarks.append(f"this is not the {part or 'model'} that drew it: the hashes of the weights differ")
+    for label in sorted(then.keys() & now.keys() if card.loras else ()):
+        if part_of(label) == "lora" and (before := _amount(asdict(recipe.model), label)) != card.loras[label]:
+            remarks.append(f"{label} was added by {before:g}, and now by {card.loras[label]:g}")
     for name, value in given.items():
         if fingerprint(value, name).get("sha256") != recipe.inputs.get(name, {}).get("sha256"):
             remarks.append(f"this {name} is not the one it was drawn from: the pixels differ")

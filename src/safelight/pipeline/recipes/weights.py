@@ -1,7 +1,7 @@
 """sha256 of a model's files: taken once a file, then remembered in the user's cache with its size and time.
 
-The memory also tells where on this machine a model with known hashes lies, for drawing a picture again; and so of a VAE
-or a tiny decoder that was given beside the model, whose files' names begin with "vae: " or "decoder: ".
+The memory also tells where on this machine a model with known hashes lies, for drawing a picture again; and so of what
+was given beside the model, whose files' names begin with "vae: ", "decoder: ", "lora: " or "embedding: ".
 """
 
 import json
@@ -16,11 +16,12 @@ from safelight.errors import SafelightError
 from safelight.writing import replacing
 
 PARTS = ("vae", "decoder")  # what may be given beside a model; keywords of `load`
+FILES = ("lora", "embedding")  # and of what there may be several, each a file
 
 
 def part_of(name: str) -> str:
-    """What a file of this name is of: one of `PARTS`, or "" for the model itself."""
-    return next((part for part in PARTS if name.startswith(f"{part}: ")), "")
+    """What a file of this name is of: one of `PARTS` or `FILES`, or "" for the model itself."""
+    return next((part for part in (*PARTS, *FILES) if name.startswith(f"{part}: ")), "")
 
 
 def memory_file() -> Path:
@@ -39,7 +40,7 @@ def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
             found[name] = _hash(file, memory)
     places: dict[str, dict[str, str]] = {}
     for name, digest in found.items():
-        place = _place(weights[name]) if part_of(name) else Path(source)
+        place = _place(weights[name], part_of(name)) if part_of(name) else Path(source)
         if (part_of(name) or source) and place.exists():
             places.setdefault(str(place.absolute()), {})[name] = digest
     if places:
@@ -48,9 +49,9 @@ def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
     return found
 
 
-def _place(file: Path) -> Path:
+def _place(file: Path, part: str) -> Path:
     """What to load a part by, of which this is a file: its folder, or the file."""
-    return file.parent if (file.parent / "config.json").is_file() else file
+    return file.parent if part in PARTS and (file.parent / "config.json").is_file() else file
 
 
 def find_model(weights: Mapping[str, str] | None = None, short: str = "") -> Path | None:

@@ -1,0 +1,191 @@
+"""LoRA: additions of low rank to a model's weights, W + s·(alpha/r)·up·down (Hu et al. 2021, arXiv 2106.09685, 4.1).
+
+`read_lora` understands what trainers write:
+
+    lora_unet_down_blocks_0_…_to_q.lora_down.weight, .lora_up.weight, .alpha     kohya's, and of convolutions, LoCon's
+    unet.down_blocks.0.….to_q.lora_A.weight, .lora_B.weight                      PEFT's and diffusers'
+    unet.down_blocks.0.….attn1.processor.to_q_lora.down.weight, .up.weight       diffusers' before that
+
+`with_loras` adds them to copies of the networks, which share all weights that stay as they are. A tensor without a
+place is an error: an addition that is passed over in silence looks like one that does nothing.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongModel, WrongShape
+from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.parts import Parts
+from safelight.errors import nearest
+
+FILE = "pytorch_lora_weights.safetensors"  # what diffusers writes into a folder
+ROLES = (
+    (re.compile(r"\.lora_(?:down|A(?:\.\w+)?)\.weight$"), "down"),
+    (re.compile(r"\.lora_(?:up|B(?:\.\w+)?)\.weight$"), "up"),
+    (re.compile(r"(?:\.lora|\.lora_linear_layer|_lora)\.down\.weight$"), "down"),
+    (re.compile(r"(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+)
+# What stands before a layer's name -> the network that it is in; the last where nothing does.
+NETWORKS = (
+    ("lora_unet_", "unet"), ("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder"), ("unet.", "unet"),
+    ("text_encoder.", "text_encoder"), ("base_model.model.", "unet"), ("", "unet"),
+)  # fmt: skip
+OTHERS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon in its three-part form", "oft_": "OFT",
+          "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA"}  # fmt: skip
+SDXL = ("lora_te2_", "text_encoder_2.")
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """What is added to one layer of a network: `scale`·up·down. down is (r, in, ...), up (out, r, ...)."""
+
+    network: str
+    layer: str
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def total(self, weight: Tensor) -> Tensor:
+        """The sum of a weight and this, in the weight's shape and float32."""
+        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
+        return weight.float() + self.scale * product.reshape(weight.shape).to(weight.device)
+
+
+def read_lora(path: Path, parts: Parts) -> tuple[Addition, ...]:
+    """Find what a LoRA's file adds to which layers of a model.
+
+    Raises KeyMismatch for a tensor whose layer the model has not, WrongShape for one that does not fit it, and
+    WrongModel for a file that is no LoRA, or is one of another kind (LoHa, DoRA, ...) or for another family.
+    """
+    file = open_file(path / FILE if path.is_dir() else path)
+    networks = {name: getattr(parts, name) for name in ("unet", "text_encoder")}
+    known = {name: _layers(network) for name, network in networks.items() if network is not None}
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key in file:
+        role, stem = _role(key, file)
+        prefix, network = next(pair for pair in NETWORKS if stem.startswith(pair[0]))
+        layer = known.get(network, {}).get(flat := _flat(stem.removeprefix(prefix)))
+        if layer is None:
+            what = f"changes {stem!r}, which the model's {network} has not"
+            raise KeyMismatch(what, path=file.path, key=key, remedy=_nearest(flat, known.get(network, {})))
+        found.setdefault((network, layer), {})[role] = file[key]
+    return tuple(_addition(file, networks[network], network, layer, told) for (network, layer), told in found.items())
+
+
+def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts:
+    """The same parts with LoRAs added, each by its weight: 1 is as it was trained, 0 not at all, below 0 away from it.
+
+    Networks that are changed are new ones, which share with the old what stays as it is. See `read_lora` for errors.
+    """
+    used, files = dict(parts.loras), dict(parts.weights)
+    for name, weight in loras:
+        path = Path(name).expanduser()
+        additions = read_lora(path, parts)
+        changed: dict[str, Any] = {
+            name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
+            for name in {one.network for one in additions}
+        }
+        parts = replace(parts, **changed)
+        label = _unused(f"lora: {path.name}", used)
+        used[label], files[label] = weight, path / FILE if path.is_dir() else path
+    return replace(parts, loras=used, weights=files)
+
+
+def parse(text: str | Path | tuple[str | Path, float]) -> tuple[str | Path, float]:
+    """`FILE:0.8`, or FILE alone for 1, or a pair already: the file, and the weight."""
+    if isinstance(text, tuple):
+        return text
+    file, colon, weight = str(text).rpartition(":")
+    if colon and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", weight):
+        return file, float(weight)
+    return text, 1.0
+
+
+def _changed(network: nn.Module, additions: Sequence[Addition], weight: float) -> nn.Module:
+    """A copy of a network with these additions, which shares all weights that stay as they are."""
+    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+    for one in additions:
+        old = _weight(network, one.layer)
+        total = replace(one, scale=weight * one.scale).total(old.detach()).to(old.dtype)
+        copied.get_submodule(one.layer).weight = nn.Parameter(total, requires_grad=old.requires_grad)
+    return copied
+
+
+def _weight(network: nn.Module, layer: str) -> Tensor:
+    return network.get_parameter(f"{layer}.weight")
+
+
+def _role(key: str, file: Tensors) -> tuple[str, str]:
+    """What a tensor is to its layer, and how the file calls that layer."""
+    if key.startswith(SDXL):
+        raise WrongModel("is a LoRA for Stable Diffusion XL", path=file.path, remedy="use one for the model at hand")
+    for ending, role in ROLES:
+        if match := ending.search(key):
+            return role, key[: match.start()]
+    other = next((kind for piece, kind in OTHERS.items() if piece in key), None)
+    what = f"is of the kind {other}" if other else f"holds {key!r}, which is no part of a LoRA"
+    remedy = "use a plain LoRA, of lora_up and lora_down, or lora_A and lora_B"
+    raise WrongModel(what, path=file.path, remedy=remedy)
+
+
+def _layers(network: nn.Module) -> dict[str, str]:
+    """The layers that have a matrix: their names without dots, in the ways of trainers -> as they are."""
+    matrices = [name for name, tensor in network.named_parameters() if tensor.ndim > 1 and name.endswith(".weight")]
+    known = {_flat(name): name for name in (matrix.removesuffix(".weight") for matrix in matrices)}
+    short = {flat.removesuffix("_0"): name for flat, name in known.items() if flat.endswith("to_out_0")}
+    bare = {flat.removeprefix("text_model_"): name for flat, name in known.items()}
+    return bare | short | known
+
+
+def _flat(name: str) -> str:
+    return name.replace(".processor", "").replace(".", "_")
+
+
+def _nearest(flat: str, known: Mapping[str, str]) -> str:
+    return nearest(flat, known) if known else "load a model that has one, or another LoRA"
+
+
+def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dict[str, Tensor]) -> Addition:
+    """The parts of one layer's addition, together and checked."""
+    if missing := {"down", "up"} - set(told):
+        what = f"lacks the {' and '.join(sorted(missing))} matrix of {layer!r}"
+        raise KeyMismatch(what, path=file.path, key=layer, remedy="download or copy the file again")
+    down, up, weight = told["down"], told["up"], _weight(net, layer)
+    rank = len(down)
+    if up.ndim < 2 or down.ndim < 2 or up[0].numel() != rank or (len(up), down[0].numel()) != weight.flatten(1).shape:
+        what = f"would add {tuple(up.shape)} x {tuple(down.shape)} to {layer!r}, which is {tuple(weight.shape)}"
+        raise WrongShape(what, path=file.path, key=layer, remedy="use a LoRA for this family of models")
+    for role, tensor in told.items():
+        if not tensor.float().isfinite().all():
+            what = f"has NaN or infinity in {layer!r} ({role})"
+            raise NonFiniteWeights(what, path=file.path, key=layer, remedy="download or copy the file again")
+    scale = float(told["alpha"]) / rank if "alpha" in told else _scale(file, network, rank)
+    return Addition(network, layer, down, up, scale)
+
+
+def _scale(file: Tensors, network: str, rank: int) -> float:
+    """alpha/r as diffusers tells it in a file's header; 1 where nothing is told."""
+    try:
+        said: dict[str, Any] = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return 1.0
+    if said.get(f"{network}.alpha_pattern"):
+        what = "says in its header that alpha differs from layer to layer, which is not read here"
+        raise WrongModel(what, path=file.path, remedy="save it in kohya's naming, where each layer has its alpha")
+    alpha = said.get(f"{network}.lora_alpha")
+    return 1.0 if alpha is None else alpha / (sqrt(rank) if said.get(f"{network}.use_rslora") else rank)
+
+
+def _unused(label: str, used: Mapping[str, float]) -> str:
+    """This name, or with a number behind it if another file has it."""
+    names = (label, *(f"{label} ({number})" for number in range(2, len(used) + 2)))
+    return next(name for name in names if name not in used)
