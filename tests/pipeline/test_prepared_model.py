@@ -139,3 +139,9 @@ def test_two_generations_at_once_give_the_single_pictures(prepared):
     for a, b in zip(alone, together, strict=True):
         assert (a.latents - b.latents).norm() < 1e-5 * a.latents.norm()
         assert_alike(a, b)
+
+
+@pytest.mark.parametrize("given", [{"loras": ["x"]}, {"embeddings": ["x"]}, {"vae": "x"}])
+def test_the_stand_in_takes_no_other_weights(given):
+    with pytest.raises(InputError, match="stand-in"):
+        safelight.load("random", **given)

@@ -63,6 +63,8 @@ def load(
     device = _device(device)
     dtype = _dtype(dtype, device)
     if str(name) == "random":
+        if loras or embeddings or vae is not None:
+            raise InputError("the untrained stand-in takes no other weights", remedy="name a model to add them to")
         from safelight.pipeline.standin import random_model
 
         model = prepared(random_model().to(device, dtype), int8=int8)

@@ -197,15 +197,18 @@ def test_loras_and_learned_words_are_found_again_beside_the_model(model, single,
         save_file({layer("down"): down, layer("up"): up}, tmp_path / f"{name}.safetensors")
     width = model.text_encoder.config.hidden_size
     save_file({"emb_params": torch.randn(2, width)}, tmp_path / "ink-style.safetensors")
-    beside = {"loras": [f"{tmp_path / 'a.safetensors'}:0.3", (tmp_path / "b.safetensors", -0.1)],
+    beside = {"loras": [f"{tmp_path / 'a.safetensors'}:0.3", *[(tmp_path / "b.safetensors", -0.05)] * 2],
               "embeddings": [tmp_path / "ink-style.safetensors"]}  # fmt: skip
     loaded = load(single, prediction_type="sample", **beside)
     path = safelight.text_to_image(loaded, "a fox in ink-style", steps=1, seed=1, **SIZE).save(tmp_path / "drawn")[0]
     reading = read_picture(path)
-    assert reading.model["loras"] == {"lora: a.safetensors": 0.3, "lora: b.safetensors": -0.1}
+    amounts = {"lora: a.safetensors": 0.3, "lora: b.safetensors": -0.05, "lora: b.safetensors (2)": -0.05}
+    assert reading.model["loras"] == amounts
+    other = load(single, prediction_type="sample", embeddings=[f"<ink>={tmp_path / 'ink-style.safetensors'}"])
+    safelight.text_to_image(other, "a fox", steps=1, seed=1, **SIZE).save(tmp_path / "other")  # by another word since
     redrawn = redraw(reading, model_for(reading))
     assert redrawn.remarks == () and difference(path, redrawn.pictures[0]) == "the pixels are identical"
-    other = model_for(reading, loras=[(tmp_path / "a.safetensors", 0.5), (tmp_path / "b.safetensors", -0.1)])
+    other = model_for(reading, loras=[(tmp_path / "a.safetensors", 0.5), *beside["loras"][1:]])
     assert redraw(reading, other).remarks == ("lora: a.safetensors was added by 0.3, and now by 0.5",)
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(MissingPartError, match=r"the lora is not known on this machine \(.*b.safetensors sha256"):

@@ -16,7 +16,7 @@ from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import Pictures
 from safelight.pipeline.recipes.reading import not_drawn
 from safelight.pipeline.recipes.recipe import INPUTS, ModelCard, Reading, fingerprint
-from safelight.pipeline.recipes.weights import PARTS, find_model, part_of
+from safelight.pipeline.recipes.weights import PARTS, find_model, part_of, remembered_as
 from safelight.pipeline.tasks import TASKS
 
 IN_MEMORY = ("random",)  # names that `load` makes a model of without a file
@@ -78,7 +78,7 @@ def found(reading: Reading, part: str) -> dict[str, Path]:
     """Where the files of a kind lie that a recipe tells of. Raises MissingPartError for one that is not to be found."""
     places = {}
     for label, digest in weights_of(reading, part).items():
-        if (place := find_model({label: digest})) is None:
+        if (place := find_model({remembered_as(label): digest})) is None:
             raise missing(reading, part)
         places[label] = place
     return places

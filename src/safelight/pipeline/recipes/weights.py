@@ -24,6 +24,11 @@ def part_of(name: str) -> str:
     return next((part for part in (*PARTS, *FILES) if name.startswith(f"{part}: ")), "")
 
 
+def remembered_as(name: str) -> str:
+    """What the memory calls a file of this name: one of `FILES` by its kind alone, since it may go by several names."""
+    return f"{part}: " if (part := part_of(name)) in FILES else name
+
+
 def memory_file() -> Path:
     """Where hashes are remembered: `safelight/weights.json` in $XDG_CACHE_HOME, by default ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safelight" / "weights.json"
@@ -42,7 +47,7 @@ def hashes(weights: Mapping[str, Path], source: str = "") -> dict[str, str]:
     for name, digest in found.items():
         place = _place(weights[name], part_of(name)) if part_of(name) else Path(source)
         if (part_of(name) or source) and place.exists():
-            places.setdefault(str(place.absolute()), {})[name] = digest
+            places.setdefault(str(place.absolute()), {})[remembered_as(name)] = digest
     if places:
         memory["models"] = memory.get("models", {}) | places
         _remember(memory)
