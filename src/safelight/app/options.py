@@ -21,10 +21,11 @@ DecoderOption = Annotated[
 ]
 VaeOption = Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]
 LoraOption = Annotated[
-    list[str], typer.Option("--lora", help="file of a LoRA to add, with :0.8 at its end by so much; may be repeated")
+    list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="a LoRA to add, by 1 or so much; may be repeated")
 ]
 EmbeddingOption = Annotated[
-    list[str], typer.Option("--embedding", help="file of a textual inversion, or WORD=FILE; may be repeated")
+    list[str],
+    typer.Option("--embedding", metavar="[WORD=]FILE", help="a learned word (textual inversion); may be repeated"),
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
