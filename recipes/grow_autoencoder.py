@@ -10,7 +10,6 @@ the same time but for the decoder's. The same command goes on wherever it was st
 """
 
 import argparse
-import copy
 import math
 import re
 import sys
@@ -30,10 +29,13 @@ from safelight.models.autoencoder import Autoencoder
 from safelight.training.data.collections import open_collection
 from safelight.training.data.scenes import SceneData
 from safelight.training.loop.assembly import groups
+from safelight.training.loop.ema import Averages, profiles
+from safelight.training.loop.optim import adamw, guarded_step, rate_factor
 
 COLORS = 3
 JOINT = 0.75  # of the steps: from then on the decoder reads what the new encoder writes
-EMA, SAVE_EVERY, TELL_EVERY = 0.998, 250, 50
+EMA, WARMUP, SAVE_EVERY, TELL_EVERY = 0.998, 100, 250, 50
+STATE = "state.pt"
 
 
 def grown(old: Autoencoder, channels: int) -> Autoencoder:
@@ -84,17 +86,14 @@ class Growing:
     """The training: state that a step changes, all of which is kept."""
 
     def __init__(self, old: Autoencoder, channels: int, steps: int, rate: float) -> None:
-        self.old, self.steps, self.rate, self.step = old.eval().requires_grad_(False), steps, rate, 0
+        self.old, self.steps, self.step = old.eval().requires_grad_(False), steps, 0
         self.new = grown(old, channels).requires_grad_(True)
-        self.averaged = copy.deepcopy(self.new).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.new.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.averages = Averages({"autoencoder": self.new}, profiles(EMA, ()))
+        self.optimizer = adamw([self.new], learning_rate=rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(0)
 
     def take(self, x: Tensor) -> dict[str, float]:
         """One step on pictures (B, 3, H, W)."""
-        for group in self.optimizer.param_groups:
-            course = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
-            group["lr"] = self.rate * min(1.0, (self.step + 1) / 100) * course
         with torch.no_grad():
             taught = self.old.encode(F.avg_pool2d(x, 2))
         said = self.new.encode(x)
@@ -104,34 +103,31 @@ class Growing:
         squared = error.square().mean()
         mean = (said.mean - taught.mean).square().mean()
         spread = (said.std.log() - taught.std.log()).square().mean()
-        self.optimizer.zero_grad()
         (error.abs().mean() / 0.15 + squared / 0.1 + mean + 0.1 * spread).backward()
-        nn.utils.clip_grad_norm_(self.new.parameters(), 1.0)
-        self.optimizer.step()
+        factor = rate_factor(self.step, steps=self.steps, warmup=WARMUP, course="cosine")
+        guarded_step(self.optimizer, factor=factor, clip=1.0)
+        self.averages.update()
         self.step += 1
-        decay = min(EMA, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, weight in zip(self.averaged.parameters(), self.new.parameters(), strict=True):
-                average.lerp_(weight, 1 - decay)
         return {"psnr": 10 * math.log10(4 / squared.item()), "latents": mean.item()}
 
     def save(self, run: Path) -> None:
         """Keep all that goes on, and the averaged weights as a model."""
-        state = {"step": self.step, "generator": self.generator.get_state(), "optimizer": self.optimizer.state_dict()}
-        networks = {"new": self.new.state_dict(), "averaged": self.averaged.state_dict()}
-        with replacing(run / "state.pt") as file:
-            torch.save(state | networks, file)
-        save_autoencoder(self.averaged, run / "model")
+        state = {part: getattr(self, part).state_dict() for part in ("new", "optimizer")}
+        state |= {"averages": self.averages.sets, "updates": self.averages.updates, "step": self.step}
+        with replacing(run / STATE) as file:
+            torch.save(state | {"generator": self.generator.get_state()}, file)
+        with self.averages.applied():
+            save_autoencoder(self.new, run / "model")
 
     def go_on(self, run: Path) -> None:
         """Read what was kept, if anything was."""
-        if not (run / "state.pt").exists():
+        if not (run / STATE).exists():
             return
-        state = torch.load(run / "state.pt", weights_only=True)
-        self.step = state["step"]
-        self.generator.set_state(state["generator"])
-        for part in ("optimizer", "new", "averaged"):
+        state = torch.load(run / STATE, weights_only=True)
+        for part in ("new", "optimizer"):
             getattr(self, part).load_state_dict(state[part])
+        self.averages.sets, self.averages.updates, self.step = state["averages"], state["updates"], state["step"]
+        self.generator.set_state(state["generator"])
 
 
 def main() -> int:

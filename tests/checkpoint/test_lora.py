@@ -114,6 +114,14 @@ def test_alpha_in_the_header_counts(sd1, trained, tmp_path):
     close(load_parts(sd1, loras=[tmp_path / "told.safetensors"]).unet, load_parts(sd1, loras=[(trained, 2.0)]).unet)
 
 
+@pytest.mark.parametrize("told", ["[]", "{", '{"unet.lora_alpha": "much"}', "[" * 100_000])
+def test_a_header_of_nonsense_tells_nothing(sd1, trained, tmp_path, told):
+    save_file(load_file(trained / FILE), tmp_path / "odd.safetensors", {"lora_adapter_metadata": told})
+    assert same_weights(
+        load_parts(sd1, loras=[tmp_path / "odd.safetensors"]).unet, load_parts(sd1, loras=[trained]).unet
+    )
+
+
 def test_several_are_added_and_what_is_not_changed_is_shared(sd1, trained):
     twice = load_parts(sd1, loras=[f"{trained}:0.25", (trained, 0.5)])
     close(twice.unet, load_parts(sd1, loras=[(trained, 0.75)]).unet)
@@ -150,6 +158,12 @@ def changed(state, what):
             return {key.replace("lora_A.weight", "hada_w1_a"): tensor for key, tensor in state.items()}
         case "for SDXL":
             return {"lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": down}
+        case "of no rank":
+            return state | {name("A"): down[:0], name("B"): state[name("B")][:, :0].contiguous()}
+        case "with many alphas":
+            return state | {"unet.mid_block.attentions.0.proj_in.alpha": torch.ones(3)}
+        case "of nothing":
+            return {}
         case "with something else":
             return state | {"unet.mid_block.attentions.0.proj_in.bias_delta": down.clone()}
 
@@ -163,6 +177,9 @@ def changed(state, what):
         ("with NaN", NonFiniteWeights, "NaN"),
         ("of another kind", WrongModel, "LoHa"),
         ("for SDXL", WrongModel, "Stable Diffusion XL"),
+        ("of no rank", WrongShape, "proj_in"),
+        ("with many alphas", WrongShape, "3 numbers as the alpha"),
+        ("of nothing", WrongModel, "no tensors"),
         ("with something else", WrongModel, "bias_delta"),
     ],
 )

@@ -62,10 +62,11 @@ def test_it_learns_what_the_former_encoder_says(old):
 
 def test_it_goes_on_where_it_stopped(old, tmp_path):
     x = torch.rand(2, 3, 32, 32) * 2 - 1
-    whole, first, second = (grow_autoencoder.Growing(old, 8, steps=4, rate=1e-3) for _ in range(3))
-    second.new.load_state_dict(first.new.state_dict())
-    whole.new.load_state_dict(first.new.state_dict())
-    whole.averaged.load_state_dict(first.averaged.state_dict())
+    runs = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        runs.append(grow_autoencoder.Growing(old, 8, steps=4, rate=1e-3))
+    whole, first, second = runs
     for _ in range(4):
         whole.take(x)
     for _ in range(2):
@@ -74,9 +75,13 @@ def test_it_goes_on_where_it_stopped(old, tmp_path):
     second.go_on(tmp_path)
     for _ in range(2):
         second.take(x)
-    for part in ("new", "averaged"):
-        ours, theirs = getattr(second, part).state_dict(), getattr(whole, part).state_dict()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    second.save(tmp_path)
+    broken = load_autoencoder(tmp_path / "model").state_dict()
+    whole.save(tmp_path)
+    averaged = load_autoencoder(tmp_path / "model").state_dict()
+    ours, theirs = second.new.state_dict(), whole.new.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(broken[name], averaged[name]) for name in averaged)
 
 
 def test_one_command_from_an_autoencoder_to_a_larger_one(old, tmp_path):

@@ -70,6 +70,8 @@ def read_lora(path: Path, parts: Parts) -> tuple[Addition, ...]:
     networks = {name: getattr(parts, name) for name in ("unet", "text_encoder")}
     known = {name: _layers(network) for name, network in networks.items() if network is not None}
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    if not file:
+        raise WrongModel("holds no tensors", path=file.path, remedy="download or copy the file again")
     for key in file:
         role, stem = _role(key, file)
         prefix, network = next(pair for pair in NETWORKS if stem.startswith(pair[0]))
@@ -160,14 +162,18 @@ def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dic
         what = f"lacks the {' and '.join(sorted(missing))} matrix of {layer!r}"
         raise KeyMismatch(what, path=file.path, key=layer, remedy="download or copy the file again")
     down, up, weight = told["down"], told["up"], _weight(net, layer)
-    rank = len(down)
-    if up.ndim < 2 or down.ndim < 2 or up[0].numel() != rank or (len(up), down[0].numel()) != weight.flatten(1).shape:
+    rank = len(down) if down.ndim else 0
+    sides = {"up": (len(weight), rank), "down": (rank, weight[0].numel())}
+    if not rank or any(told[role].ndim < 2 or told[role].flatten(1).shape != side for role, side in sides.items()):
         what = f"would add {tuple(up.shape)} x {tuple(down.shape)} to {layer!r}, which is {tuple(weight.shape)}"
         raise WrongShape(what, path=file.path, key=layer, remedy="use a LoRA for this family of models")
     for role, tensor in told.items():
         if not tensor.float().isfinite().all():
             what = f"has NaN or infinity in {layer!r} ({role})"
             raise NonFiniteWeights(what, path=file.path, key=layer, remedy="download or copy the file again")
+    if "alpha" in told and told["alpha"].numel() != 1:
+        what = f"has {told['alpha'].numel()} numbers as the alpha of {layer!r}"
+        raise WrongShape(what, path=file.path, key=layer, remedy="download or copy the file again")
     scale = float(told["alpha"]) / rank if "alpha" in told else _scale(file, network, rank)
     return Addition(network, layer, down, up, scale)
 
@@ -175,14 +181,18 @@ def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dic
 def _scale(file: Tensors, network: str, rank: int) -> float:
     """alpha/r as diffusers tells it in a file's header; 1 where nothing is told."""
     try:
-        said: dict[str, Any] = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+        said = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+    except (ValueError, RecursionError):
+        return 1.0
+    if not isinstance(said, dict):
         return 1.0
     if said.get(f"{network}.alpha_pattern"):
         what = "says in its header that alpha differs from layer to layer, which is not read here"
         raise WrongModel(what, path=file.path, remedy="save it in kohya's naming, where each layer has its alpha")
     alpha = said.get(f"{network}.lora_alpha")
-    return 1.0 if alpha is None else alpha / (sqrt(rank) if said.get(f"{network}.use_rslora") else rank)
+    if not isinstance(alpha, int | float):
+        return 1.0
+    return alpha / (sqrt(rank) if said.get(f"{network}.use_rslora") else rank)
 
 
 def _unused(label: str, used: Mapping[str, float]) -> str:

@@ -113,8 +113,7 @@ static void queries(const Attention *a, const elem *q, elem *o, long first, long
 }
 
 int KERNEL(attention)(const elem *q, const elem *k, const elem *v, elem *o, const long strides[12], long batch, long heads,
-                      long queries_, long keys, long d, float scale, int causal,
-                      int threads) {
+                      long queries_, long keys, long d, float scale, int causal, int threads) {
     if (batch < 1 || heads < 1 || queries_ < 1 || keys < 1 || d < 8 || d % 8 || threads < 1) return BAD_ARGUMENT;
     const long *t = strides;
     Attention a = {q, k, v, o, {t[0], t[1], t[2]}, {t[3], t[4], t[5]}, {t[6], t[7], t[8]}, {t[9], t[10], t[11]},

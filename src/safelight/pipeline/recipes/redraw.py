@@ -1,7 +1,7 @@
 """Drawing a picture again from what its file says."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) ->
     for part in sorted({part_of(name) for name in {*then, *now} if then.get(name) != now.get(name)}):
         remarks.append(f"this is not the {part or 'model'} that drew it: the hashes of the weights differ")
     for label in sorted(then.keys() & now.keys() if card.loras else ()):
-        if part_of(label) == "lora" and (before := _amount(asdict(recipe.model), label)) != card.loras[label]:
+        if part_of(label) == "lora" and (before := _amount(reading.model, label)) != card.loras[label]:
             remarks.append(f"{label} was added by {before:g}, and now by {card.loras[label]:g}")
     for name, value in given.items():
         if fingerprint(value, name).get("sha256") != recipe.inputs.get(name, {}).get("sha256"):
