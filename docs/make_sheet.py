@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import safelight
+from safelight.training.data.names import noun_phrase
 
 THINGS = """
 red apple; green apple; banana; strawberry; lemon; watermelon; tomato; carrot; mushroom; pizza; doughnut; egg; cookie
@@ -16,7 +17,7 @@ frog; pig face; penguin; baby chick; tropical fish; whale; octopus; turtle; lady
 maple leaf; cactus; evergreen tree; palm tree; sun; crescent moon; star; cloud; fire; snowflake; house; tent; automobile
 rocket; balloon; crown; soccer ball; candle
 """
-STYLES = ("a {}", "a 3D render of a {}", "a flat emoji of a {}", "a cartoon of a {}")
+STYLES = ("{}", "a 3D render of {}", "a flat emoji of {}", "a cartoon of {}")
 GROUNDS = ("white", "white", "blue", "white", "black", "yellow", "white", "green", "pink")
 
 
@@ -24,7 +25,7 @@ def prompts() -> list[str]:
     """Each thing, in a style and on a ground that take turns."""
     things = [thing.strip() for line in THINGS.split("\n") for thing in line.split(";") if thing.strip()]
     return [
-        f"{STYLES[k % len(STYLES)].format(thing)} on a {GROUNDS[k % len(GROUNDS)]} background"
+        f"{STYLES[k % len(STYLES)].format(noun_phrase(thing))} on a {GROUNDS[k % len(GROUNDS)]} background"
         for k, thing in enumerate(things)
     ]
 
@@ -34,10 +35,7 @@ def main() -> None:
     from safelight.training.loop.sheets import contact_sheet
 
     model = safelight.load(*sys.argv[1:2])
-    drawn = [
-        safelight.text_to_image(model, prompt, seed=k, steps=20, guidance_scale=4)[0]
-        for k, prompt in enumerate(prompts())
-    ]
+    drawn = [safelight.text_to_image(model, prompt, seed=k, steps=20)[0] for k, prompt in enumerate(prompts())]
     captions = [prompt.removesuffix(" background") for prompt in prompts()]
     contact_sheet(drawn, captions).save(Path(__file__).with_name("default-model.png"), optimize=True)
 

@@ -7,6 +7,8 @@ from safelight.training.data.scenes import SceneData
 from safelight.training.loop.assembly import data_set, groups, text_parts
 from safelight.training.loop.recipes import DiffusionRecipe
 
+PLACES = ("at the left", "at the right", "at the top", "at the bottom", "in the top", "in the bottom")
+
 
 def scenes_of(recipe):
     data = data_set(recipe, recipe)
@@ -32,6 +34,21 @@ def test_simple_scenes_show_mostly_one_large_thing_on_a_plain_ground(tmp_path):
     varied = scenes_of(DiffusionRecipe(data=str(sprites), scenes=True, size=32))
     plates = [sum(kind.sample(0, n).plan.backdrop.plate is not None for n in range(400)) for kind in (scenes, varied)]
     assert plates[0] < plates[1] / 2
+
+
+def test_placed_scenes_show_smaller_things_aside_and_their_captions_say_where(tmp_path):
+    sprites = write_sprites(tmp_path / "sprites")
+    scenes = scenes_of(DiffusionRecipe(data=str(sprites), scenes=True, size=64, mix="placed", objects=(1,)))
+    said, sides = {"middle": 0, "aside": 0}, {"middle": [], "aside": []}
+    for scene in (scenes.sample(0, n) for n in range(400)):
+        if not scene.plan.objects or scene.plan.objects[0].sprite.kind != "smooth":
+            continue
+        x0, y0, x1, y1 = scene.plan.objects[0].box
+        aside = max(abs(x0 + x1 - 64), abs(y0 + y1 - 64)) / 128 > 0.1
+        sides[kind := "aside" if aside else "middle"].append(max(x1 - x0, y1 - y0) / 64)
+        said[kind] += any(f" {place}" in scene.caption.split(" background")[0] for place in PLACES)
+    assert len(sides["aside"]) > 40 and max(sides["aside"]) < 0.75
+    assert said["aside"] > len(sides["aside"]) / 2
 
 
 def test_the_cache_is_filled_and_changes_no_pixel(tmp_path):

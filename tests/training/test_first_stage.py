@@ -7,9 +7,11 @@ from first_stage import NO_DISC, TINY, TINY_VQ, Blobs, one_step, stage
 from PIL import Image
 
 from safelight.checkpoint.load import load_autoencoder
-from safelight.errors import CheckpointError
+from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.training.stages.autoencoder import measure_scale
+from safelight.training.stages.autoencoder_config import AutoencoderTraining
+from safelight.training.stages.noise import BatchNoise
 from safelight.training.stages.reconstructions import reconstruction_sheet
 
 
@@ -51,8 +53,6 @@ def test_the_scale_makes_latents_unit():
     torch.manual_seed(0)
     autoencoder, data = Autoencoder(TINY).eval(), Blobs()
     scale = measure_scale(autoencoder, data, range(20), seed=4, device="cpu")
-    from safelight.training.stages.noise import BatchNoise
-
     with torch.no_grad():
         posterior = autoencoder.encode(data.batch(4, range(20)).pictures)
         raw = posterior.sample(BatchNoise(4, range(20)).normal(3, 8, 8)).double()
@@ -116,3 +116,25 @@ def test_a_decoder_alone_learns_and_latents_stay_what_they_are(shape, tmp_path):
             assert tensor.equal(before[key]) == key.removeprefix("autoencoder.").startswith(still), key
     made.finish(tmp_path / "model", {"autoencoder": after}, {})
     assert load_autoencoder(tmp_path / "model").config.scaling_factor == shape.scaling_factor
+
+
+def test_a_decoder_learns_from_disturbed_latents_and_each_sample_has_its_own_disturbance():
+    made = stage(TINY, seed=3, decoder_only=True, latent_noise=0.5, **NO_DISC)
+    pictures = Blobs().batch(0, range(64)).pictures
+    with torch.no_grad():
+        made.generator.autoencoder.quant_conv.bias[TINY.embed_dim :] = -30.0  # nothing of the posterior's own
+    noise = BatchNoise(5, range(64))
+    standard = made._latent_noise(pictures, noise)
+    deviation = made._disturbance(noise)
+    assert deviation.shape == (64, 1, 1, 1) and float(deviation.min()) < 0.1 * float(deviation.max())
+    assert 0.45 < float(deviation.max()) * TINY.scaling_factor <= 0.5
+    exact, disturbed = made.generator(pictures, standard).latent, made.generator(pictures, standard, deviation).latent
+    torch.testing.assert_close(disturbed - exact, deviation * standard, rtol=1e-3, atol=1e-5)
+    assert one_step(made, 0)["loss"].isfinite()
+
+
+def test_latent_noise_asks_for_latents_that_stay_and_are_no_codes():
+    with pytest.raises(ValueError, match="decoder_only"):
+        AutoencoderTraining(latent_noise=0.1)
+    with pytest.raises(InputError, match="VQ"):
+        stage(TINY_VQ, decoder_only=True, latent_noise=0.1, **NO_DISC)

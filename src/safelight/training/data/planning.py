@@ -45,10 +45,11 @@ class Mix:
     flip: float = 0.3
     centered: float = 0.5  # of single objects
     side: tuple[float, float] = SIDES[1]  # of single objects, the longer one, as a share of the scene's
+    aside: tuple[float, float] = SIDES[1]  # the same of those not in the middle
 
     def __post_init__(self) -> None:
-        numbers = [getattr(self, name) for name in self.__slots__ if name not in ("counts", "side")]
-        bad = [value for value in (*numbers, *self.counts, *self.side) if not 0 <= value <= 1]
+        numbers = [getattr(self, name) for name in self.__slots__ if name not in ("counts", "side", "aside")]
+        bad = [value for value in (*numbers, *self.counts, *self.side, *self.aside) if not 0 <= value <= 1]
         if bad or not 1 <= len(self.counts) <= len(SIDES) or not any(self.counts):
             raise InputError(
                 f"a mix of scenes cannot have {bad[0] if bad else self.counts}",
@@ -57,12 +58,17 @@ class Mix:
 
 
 # `simple` is for what little compute can learn: mostly one thing in the middle, always about as large, never turned or
-# dyed, on a plain ground. Then a shape is the same shape whenever it comes.
+# dyed, on a plain ground. Then a shape is the same shape whenever it comes. `placed` goes on from there: many of these
+# things are smaller, and at a side or in a corner, which their captions say.
 MIXES = {
     "varied": Mix(),
     "simple": Mix(
         photos=0.04, backgrounds=0.0, counts=(0.85, 0.1, 0.03, 0.02), plain=0.86, gradient=0.1, plate=0.04, white=0.5,
-        hue=0.0, flip=0.0, centered=0.92, side=(0.8, 0.92),
+        hue=0.0, flip=0.0, centered=0.92, side=(0.8, 0.92), aside=(0.8, 0.92),
+    ),
+    "placed": Mix(
+        photos=0.04, backgrounds=0.0, counts=(0.82, 0.13, 0.03, 0.02), plain=0.72, gradient=0.13, plate=0.15,
+        white=0.45, hue=0.06, flip=0.0, centered=0.55, side=(0.75, 0.92), aside=(0.42, 0.72),
     ),
 }  # fmt: skip
 
@@ -159,8 +165,9 @@ class Planner:
         sprite, mix = self.bank.sprites[number], self.mix
         flip = draws.chance(mix.flip) and sprite.can_flip
         turn = draws.choice(sprite.turns) if draws.chance(mix.hue) and sprite.turns else 0
-        low, high = mix.side if count == 1 else SIDES[count]
-        side, middle = draws.between(low, high) * self.size, count == 1 and draws.chance(mix.centered)
+        share, middle = draws.unit(), count == 1 and draws.chance(mix.centered)
+        low, high = (mix.side if middle else mix.aside) if count == 1 else SIDES[count]
+        side = (low + (high - low) * share) * self.size
         for _ in range(ROUNDS):
             real = self._drawable(sprite, side, high * self.size)
             trial = Placed(number, sprite, 0, 0, real, flip, turn)

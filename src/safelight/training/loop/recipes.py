@@ -101,8 +101,10 @@ class DataConfig(_Options):
     keyword_substitution: Share = Field(0.0, description="share of captions whose name is replaced by a keyword")
     buckets: bool = Field(False, description="keep aspect ratios: batches of several shapes")
     scenes: bool = Field(False, description="compose scenes of a collection of sprites")
-    mix: Literal["varied", "simple"] = Field(
-        "varied", description="what scenes show; simple: mostly one large thing on a plain ground, sooner learned"
+    mix: Literal["varied", "simple", "placed"] = Field(
+        "varied",
+        description="what scenes show; simple: mostly one large thing on a plain ground, sooner learned; placed: half "
+        "of those things smaller and aside",
     )
     objects: tuple[Share, ...] = Field((), description="weights of scenes of 1, 2, 3, 4 objects; by default the mix's")
     cache: str | None = Field(None, description="folder to keep sprites in that were made ready, for the next time")

@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_autoencoder
-from safelight.errors import MissingPartError
+from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.bottleneck import GaussianPosterior, LatentScale, VectorQuantizer
 from safelight.models.discriminator import DiscriminatorConfig, PatchDiscriminator
@@ -77,10 +77,11 @@ class FirstStage(nn.Module):
         learned = not isinstance(autoencoder.quantize, VectorQuantizer) and not config.original
         self.logvar = nn.Parameter(torch.zeros(1), requires_grad=learned)  # the paper's VQ models have none
 
-    def forward(self, picture: Tensor, noise: Tensor | None) -> Reconstruction:
+    def forward(self, picture: Tensor, noise: Tensor | None, more: Tensor | float = 0.0) -> Reconstruction:
         """Pictures (B, 3, H, W) in [-1, 1], and standard normal noise of the latent's shape (None: take the mode).
 
-        A VQ autoencoder has no use for noise.
+        more: the deviation of noise beside the posterior's own, one for all or (B, 1, 1, 1). A VQ autoencoder has no
+        use for either.
         """
         network, logvar = self.autoencoder, self.logvar.sum()  # no view: shards give their memory back after a pass
         if isinstance(network.quantize, VectorQuantizer):
@@ -92,7 +93,8 @@ class FirstStage(nn.Module):
                 *decoded, quantized.loss(self.beta, legacy=self.legacy), logvar, z.detach(), quantized.indices
             )
         posterior = cast(GaussianPosterior, network.encode(picture))
-        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        deviation = (posterior.std.square() + more**2).sqrt()  # of the sum of two independent noises
+        z = posterior.mean if noise is None else posterior.mean + deviation * noise
         return Reconstruction(*self._decoded(z), posterior.kl().mean(), logvar, z.detach(), None)
 
     def _decoded(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +155,8 @@ class AutoencoderStage(Stage):
             for name, rate in rates.items()
         }
         self.averaged = ("autoencoder",)
+        if config.latent_noise and isinstance(autoencoder.quantize, VectorQuantizer):
+            raise InputError("latent_noise for a VQ model, whose codebook takes it away", remedy="leave it out")
         self._codebook = autoencoder.quantize if isinstance(autoencoder.quantize, VectorQuantizer) else None
         if self._codebook is not None:
             size = self._codebook.embedding.num_embeddings
@@ -174,7 +178,9 @@ class AutoencoderStage(Stage):
         already one step further.)
         """
         config, pictures = self.config, batch.pictures
-        made: Reconstruction = self.modules["autoencoder"](pictures, self._latent_noise(pictures, noise))
+        made: Reconstruction = self.modules["autoencoder"](
+            pictures, self._latent_noise(pictures, noise), self._disturbance(noise)
+        )
         if made.indices is not None:
             self.use.see(made.indices)
             self._latents += [made.latent] if self._moving(noise.step) else []
@@ -186,6 +192,17 @@ class AutoencoderStage(Stage):
         shape = self.generator.autoencoder.config
         height, width = (side // shape.factor for side in pictures.shape[2:])
         return None if self._codebook is not None else noise.normal(shape.embed_dim, height, width)
+
+    def _disturbance(self, noise: BatchNoise) -> Tensor | float:
+        """How much each latent is disturbed so that the decoder learns to bear a denoiser's errors, (B, 1, 1, 1).
+
+        Yang et al. 2025, "Latent denoising makes good visual tokenizers", disturb them likewise; here each sample has
+        its own deviation, from 0 to `latent_noise`, so that clean latents are still decoded well.
+        """
+        if not self.config.latent_noise:
+            return 0.0
+        share = noise.uniform().float().to(self.device)[:, None, None, None]
+        return share * (self.config.latent_noise / self.generator.autoencoder.config.scaling_factor)
 
     def _generator_loss(self, pictures: Tensor, made: Reconstruction, noise: BatchNoise) -> Loss:
         config, x = self.config, made.picture

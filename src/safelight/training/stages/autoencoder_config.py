@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["AUTOENCODER_TRAININGS", "AutoencoderTraining"]
 
@@ -61,7 +61,16 @@ class AutoencoderTraining(BaseModel):
     sheet_pictures: Positive = Field(8, description="pictures whose reconstructions a sheet shows")
     sheet_difference: bool = Field(False, description="show on sheets what differs, four times as strong")
     decoder_only: bool = Field(False, description="train the decoder of `init` alone, so that its latents stay valid")
+    latent_noise: Weight = Field(
+        0.0, description="largest deviation of noise on the scaled latents that `decoder_only` learns to undo; 0: none"
+    )
     original: bool = Field(False, description="repeat the original code's mistakes, to reproduce its trainings")
+
+    @model_validator(mode="after")
+    def _noise_is_for_decoders(self) -> "AutoencoderTraining":
+        if self.latent_noise and not self.decoder_only:
+            raise ValueError("latent_noise is for decoder_only: latents that still change have no scale yet")
+        return self
 
     @property
     def adversarial(self) -> bool:
