@@ -267,12 +267,10 @@ def test_a_cut_prompt_is_spoken_of(pipe, caplog):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda pipe: pipe.load_lora_weights("x"), MissingPartError),
         (lambda pipe: pipe.load_ip_adapter("x"), MissingPartError),
-        (lambda pipe: pipe.load_textual_inversion("x"), MissingPartError),
         (lambda pipe: pipe.unet.set_attn_processor(object()), MissingPartError),
         (lambda pipe: pipe.enable_freeu(1, 1, 1, 1), MissingPartError),
-        (lambda pipe: draw(pipe, cross_attention_kwargs={"scale": 1}), MissingPartError),
+        (lambda pipe: draw(pipe, cross_attention_kwargs={"gligen": {}}), MissingPartError),
         (lambda pipe: draw(pipe, ip_adapter_image=Image.new("RGB", (8, 8))), MissingPartError),
         (lambda pipe: draw(pipe, num_inference_step=3), InputError),
         (lambda pipe: draw(pipe, prompt=None), InputError),

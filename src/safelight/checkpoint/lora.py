@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -54,20 +54,18 @@ class Addition:
     up: Tensor
     scale: float
 
-    def total(self, weight: Tensor) -> Tensor:
-        """The sum of a weight and this, in the weight's shape and float32."""
+    def total(self, weight: Tensor, share: float = 1.0) -> Tensor:
+        """The sum of a weight and `share` of this, in the weight's shape and float32."""
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return weight.float() + self.scale * product.reshape(weight.shape).to(weight.device)
+        return weight.float() + share * self.scale * product.reshape(weight.shape).to(weight.device)
 
 
-def read_lora(path: Path, parts: Parts) -> tuple[Addition, ...]:
-    """Find what a LoRA's file adds to which layers of a model.
+def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[Addition, ...]:
+    """Find what a LoRA's tensors add to which layers of a model's `networks`, "unet" and "text_encoder".
 
     Raises KeyMismatch for a tensor whose layer the model has not, WrongShape for one that does not fit it, and
     WrongModel for a file that is no LoRA, or is one of another kind (LoHa, DoRA, ...) or for another family.
     """
-    file = open_file(path / FILE if path.is_dir() else path)
-    networks = {name: getattr(parts, name) for name in ("unet", "text_encoder")}
     known = {name: _layers(network) for name, network in networks.items() if network is not None}
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     if not file:
@@ -80,7 +78,10 @@ def read_lora(path: Path, parts: Parts) -> tuple[Addition, ...]:
             what = f"changes {stem!r}, which the model's {network} has not"
             raise KeyMismatch(what, path=file.path, key=key, remedy=_nearest(flat, known.get(network, {})))
         found.setdefault((network, layer), {})[role] = file[key]
-    return tuple(_addition(file, networks[network], network, layer, told) for (network, layer), told in found.items())
+    return tuple(
+        _addition(file, cast(nn.Module, networks[network]), network, layer, told)
+        for (network, layer), told in found.items()
+    )
 
 
 def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts:
@@ -91,7 +92,8 @@ def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts
     used, files = dict(parts.loras), dict(parts.weights)
     for name, weight in loras:
         path = Path(name).expanduser()
-        additions = read_lora(path, parts)
+        networks = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+        additions = read_lora(open_file(path / FILE if path.is_dir() else path), networks)
         changed: dict[str, Any] = {
             name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
             for name in {one.network for one in additions}
@@ -117,7 +119,7 @@ def _changed(network: nn.Module, additions: Sequence[Addition], weight: float) -
     copied = copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
     for one in additions:
         old = _weight(network, one.layer)
-        total = replace(one, scale=weight * one.scale).total(old.detach()).to(old.dtype)
+        total = one.total(old.detach(), weight).to(old.dtype)
         copied.get_submodule(one.layer).weight = nn.Parameter(total, requires_grad=old.requires_grad)
     return copied
 

@@ -6,6 +6,7 @@ Nothing is computed here that another room could: compat holds names, call shape
 
     stable_diffusion   the three Stable Diffusion pipelines; denoising, prompting: what they share
     unconditional      DDPM, DDIM, LDM
+    adapters           LoRAs and learned words in pipelines
     pipeline           DiffusionPipeline: loading, saving, parts; auto: a pipeline for a task
     networks           U-Nets and autoencoders; text_encoder, tokenizer: transformers' CLIP
     schedulers         every scheduler of safelight.diffusion
@@ -13,7 +14,7 @@ Nothing is computed here that another room could: compat holds names, call shape
     randomness         randn_tensor, posteriors; outputs: what calls return
     faces              how a network gets another call shape; loading: from_pretrained's options
 
-What is not here (safety checker, LoRA, ControlNet, IP-Adapter, ...) says so by a MissingPartError.
+What is not here (safety checker, ControlNet, IP-Adapter, ...) says so by a MissingPartError.
 """
 
 from importlib import import_module

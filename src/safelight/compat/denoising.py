@@ -50,7 +50,7 @@ class Hooks:
     @classmethod
     def read(cls, given: Mapping[str, Any], tensors: tuple[str, ...]) -> Self:
         """Sort a call's further keywords. Raises InputError for unknown ones, MissingPartError for absent parts."""
-        known = {*cls.__dataclass_fields__, "cross_attention_kwargs", "ip_adapter_image", "ip_adapter_image_embeds"}
+        known = {*cls.__dataclass_fields__, "ip_adapter_image", "ip_adapter_image_embeds"}
         for word, value in given.items():
             if word not in known:
                 raise InputError(f"the pipeline has no argument {word!r}", remedy=nearest(word, sorted(known)))

@@ -244,16 +244,6 @@ class DiffusionPipeline:
     def _missing(self, what: str) -> MissingPartError:
         return MissingPartError(f"{what} is not here yet", remedy="leave it out")
 
-    def load_lora_weights(self, *_: Any, **__: Any) -> None:
-        """Raise MissingPartError."""
-        remedy = "merge them with `safelight convert MODEL NEW --lora FILE`, and load NEW; or use safelight.load"
-        raise MissingPartError("loading LoRA weights into a pipeline is not here yet", remedy=remedy)
-
-    def load_textual_inversion(self, *_: Any, **__: Any) -> None:
-        """Raise MissingPartError."""
-        remedy = "pipe.tokenizer.add_tokens, pipe.text_encoder.resize_token_embeddings, and set the new row"
-        raise MissingPartError("loading learned words is not here yet", remedy=remedy)
-
     def load_ip_adapter(self, *_: Any, **__: Any) -> None:
         """Raise MissingPartError."""
         raise self._missing("IP-Adapter")

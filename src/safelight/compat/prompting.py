@@ -5,17 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.compat.adapters import Adapted
 from safelight.compat.notes import logger
-from safelight.compat.pipeline import DiffusionPipeline
 from safelight.errors import InputError
 
 
-class Prompted(DiffusionPipeline):
+class Prompted(Adapted):
     """A pipeline with a tokenizer and a text encoder."""
-
-    text_encoder: Any
-    tokenizer: Any
-    unet: Any
 
     def encode_prompt(
         self,
@@ -32,19 +28,19 @@ class Prompted(DiffusionPipeline):
         """Give the embeddings (B·n, L, D) of prompts and, with guidance, of negative prompts.
 
         As in diffusers a prompt is cut at `model_max_length` tokens (what is lost is logged), and `clip_skip` counts
-        for prompts alone. `safelight.text_to_image` cuts nothing.
+        for prompts alone, and `lora_scale` weighs the active LoRAs. `safelight.text_to_image` cuts nothing.
         """
-        if lora_scale is not None:
-            raise self._missing("LoRA")
         device = self._execution_device if device is None else torch.device(device)
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else prompt
-            prompt_embeds = self._embed(prompts, self.tokenizer.model_max_length, device, clip_skip)
+            with self.lora_scaled(lora_scale):
+                prompt_embeds = self._embed(prompts, self.tokenizer.model_max_length, device, clip_skip)
         dtype = self.unet.dtype if self.text_encoder is None else self.text_encoder.dtype
         batch, length = prompt_embeds.shape[:2]
         if do_classifier_free_guidance and negative_prompt_embeds is None:
             negatives = _negatives(prompt, negative_prompt, batch)
-            negative_prompt_embeds = self._embed(negatives, length, device, None)
+            with self.lora_scaled(lora_scale):
+                negative_prompt_embeds = self._embed(negatives, length, device, None)
         if not do_classifier_free_guidance or negative_prompt_embeds is None:
             negative = None
         else:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from safelight.compat.adapters import with_lora_scale
 from safelight.compat.denoising import Denoising, Hooks, State
 from safelight.compat.images import Box, VaeImageProcessor
 from safelight.compat.prompting import check_prompts
@@ -24,6 +25,7 @@ class StableDiffusionPipeline(Denoising):
     """Text to image (Rombach et al. 2022, arXiv 2112.10752)."""
 
     @torch.no_grad()
+    @with_lora_scale
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -87,6 +89,7 @@ class StableDiffusionImg2ImgPipeline(Denoising):
     """Image to image: the picture's latent, noised to where the last `strength` of the steps begins (SDEdit)."""
 
     @torch.no_grad()
+    @with_lora_scale
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -166,6 +169,7 @@ class StableDiffusionInpaintPipeline(Denoising):
         )
 
     @torch.no_grad()
+    @with_lora_scale
     def __call__(
         self,
         prompt: str | list[str] | None = None,

@@ -191,11 +191,15 @@ class CLIPTextModel(Pretrained, Stages):
         if n < len(table):
             raise InputError(f"the token table has {len(table)} rows already", remedy="it can only grow here")
         if n > len(table):
-            longer = self.net.extended(table.detach().mean(0).expand(n - len(table), -1))
-            self.set_input_embeddings(longer.text_model.embeddings.token_embedding)
-            self.net.config = longer.config
-            object.__setattr__(self, "_config", Config({**self.config, "vocab_size": n}, longer.config))
+            self.take(self.net.extended(table.detach().mean(0).expand(n - len(table), -1)))
         return self.get_input_embeddings()
+
+    def take(self, extended: TextEncoder) -> None:
+        """Take the token table of an encoder that is this one with more words."""
+        self.set_input_embeddings(extended.text_model.embeddings.token_embedding)
+        self.net.config = extended.config
+        config = Config({**self.config, "vocab_size": extended.config.vocab_size}, extended.config)
+        object.__setattr__(self, "_config", config)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):

@@ -53,7 +53,7 @@ class CLIPTokenizer:
             raise InputError("a vocabulary needs its merges", remedy="give both vocab_file and merges_file, or neither")
         if tokenizer is None and vocab_file is not None and merges_file is not None:
             tokenizer = Tokenizer.from_files(vocab_file, merges_file, pad_token=pad_token, max_length=model_max_length)
-        self._use(tokenizer or Tokenizer.clip(pad_token=pad_token, max_length=model_max_length))
+        self.take(tokenizer or Tokenizer.clip(pad_token=pad_token, max_length=model_max_length))
         self.name_or_path = ""
 
     @classmethod
@@ -67,7 +67,8 @@ class CLIPTokenizer:
         """Write a folder that transformers reads too."""
         self.native.save(save_directory)
 
-    def _use(self, tokenizer: Tokenizer) -> None:
+    def take(self, tokenizer: Tokenizer) -> None:
+        """Be this tokenizer from now on."""
         self.native = tokenizer
         self.model_max_length = tokenizer.max_length
         for name in ("_ids", "_pieces"):
@@ -191,7 +192,7 @@ class CLIPTokenizer:
         names = dict.fromkeys(getattr(token, "content", token) for token in given)
         new = [name for name in names if name not in self._ids]
         if new:
-            self._use(self.native.add_tokens(new))
+            self.take(self.native.add_tokens(new))
         return len(new)
 
     def get_vocab(self) -> dict[str, int]:
