@@ -42,8 +42,9 @@ NOISY = {"timesteps": "logit_normal", "logit-mean": 0.4, "logit-std": 1.1, "stra
 QUIET = {"log-every": 50, "checkpoint-every": 500, "sheet-every": 500}
 
 # What a few hours of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second stage
-# costs goes by places. The first stage learns pixels alone; its decoder goes on when latents are settled, since what it
-# learns then leaves the second stage valid.
+# costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things aside.
+# The decoder goes on when latents are settled, since what it learns then leaves the second stage valid; it learns to
+# bear what little training leaves in latents, which otherwise shows as stains on grounds that should be flat.
 CPU = {
     "autoencoder": {
         **SCENES, **QUIET, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1, "latent-channels": 8,
@@ -59,10 +60,16 @@ CPU = {
         "warmup": 200, "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20,
         "sheet-guidance": 4,
     },
+    "places": {
+        **SCENES, **QUIET, "size": 128, "train-text-encoder": True, "mix": "placed", "objects": "0.8,0.15,0.03,0.02",
+        **NOISY, "learning-rate": 8e-4, "batch-size": 16, "steps": 12000, "warmup": 200, "course": "cosine",
+        "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20, "sheet-guidance": 4,
+    },
     "decoder": {
-        **SCENES, **QUIET, "size": 128, "decoder-only": True, "reduction": "mean", "perceptual-weight": 0,
-        "features-steps": 0, "disc-weight": 0, "learning-rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "clip": 1,
-        "batch-size": 8, "steps": 5000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
+        **SCENES, **QUIET, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
+        "reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "disc-weight": 0, "learning-rate": 1e-3,
+        "beta1": 0.9, "beta2": 0.99, "clip": 1, "batch-size": 8, "steps": 6000, "warmup": 100,
+        "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
     },
 }  # fmt: skip
 
@@ -79,7 +86,7 @@ GPU = {
     "diffusion": {
         **SCENES, "size": 128, "channels": 96, "multipliers": "1,2,3", "attention": "2,4", "layers": 1,
         "text-width": 192, "text-layers": 4, "text-length": 48, "vocabulary-size": 4096,
-        "mix": "simple", "objects": "0.7,0.16,0.09,0.05",
+        "mix": "placed", "objects": "0.7,0.16,0.09,0.05",
         "prediction-type": "v_prediction", **NOISY, "learning-rate": 4e-4, "batch-size": 512,
         "steps": 10000, "warmup": 500, "course": "cosine", "ema-decay": 0.9995, "precision": "bfloat16",
         "channels-last": True, "compile": True, "log-every": 100, "checkpoint-every": 1000, "sheet-every": 2000,
@@ -91,12 +98,19 @@ GPU = {
 FURTHER = {
     "diffusion": {
         **SCENES, **QUIET, "size": 128, "init": str(SHIPPED), "train-text-encoder": True,
-        "mix": "simple", "objects": "0.82,0.13,0.03,0.02", **NOISY, "learning-rate": 8e-4, "batch-size": 16,
+        "mix": "placed", "objects": "0.8,0.15,0.03,0.02", **NOISY, "learning-rate": 8e-4, "batch-size": 16,
         "steps": 9000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20,
         "sheet-guidance": 4,
     },
 }  # fmt: skip
 RECIPES = {"cpu": CPU, "gpu": GPU, "further": FURTHER}
+# Each stage: its `safelight train` command, and by which option it begins with what an earlier stage made.
+STAGES = {
+    "autoencoder": ("autoencoder", {}),
+    "diffusion": ("diffusion", {"autoencoder": "--autoencoder"}),
+    "places": ("diffusion", {"diffusion": "--init"}),
+    "decoder": ("autoencoder", {"autoencoder": "--init"}),
+}
 CONCEPTS = {"cpu": Path(__file__).with_name("concepts.txt"), "further": Path(__file__).with_name("concepts.txt")}
 
 PROMPTS = (
@@ -123,7 +137,7 @@ def main() -> int:
             print("stopped in time; the same command goes on")
             return 0
     folder = asked.run / "default"
-    convert(made["diffusion"], folder, dtype="float16", vae=made.get("decoder"))
+    convert(made.get("places", made["diffusion"]), folder, dtype="float16", vae=made.get("decoder"))
     attribute(asked.pictures, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
@@ -170,11 +184,11 @@ def train(
     end: float | None,
 ) -> int:
     """Run one `safelight train` command, until it is finished or the time is up. Its exit code."""
-    command = "diffusion" if stage == "diffusion" else "autoencoder"
+    command, begins = STAGES[stage]
     words = [command, str(pictures), "--run", str(asked.run / stage)]
     words += ["--device", asked.device] if asked.device else []
-    if "autoencoder" in made and stage != "autoencoder":
-        words += ["--init" if stage == "decoder" else "--autoencoder", str(made["autoencoder"])]
+    for earlier, option in begins.items():
+        words += [option, str(made[earlier])] if earlier in made else []
     if asked.steps:
         counts = ("steps", "features-steps", "sheet-steps")
         fewer = {name: min(options[name], asked.steps) for name in counts if name in options}
@@ -183,7 +197,7 @@ def train(
         options = {**options, "batch-size": asked.batch_size}
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value).format(run=asked.run)]
-    for prompt in PROMPTS if stage == "diffusion" else ():
+    for prompt in PROMPTS if command == "diffusion" else ():
         words += ["--sheet-prompts", prompt]
     print("safelight train", shlex.join(words), flush=True)
     process = subprocess.Popen([sys.executable, "-m", "safelight", "train", *words])

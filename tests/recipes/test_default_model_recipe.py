@@ -20,7 +20,7 @@ from safelight.training.loop.recipes import recipe_of
 @pytest.mark.parametrize("recipe", default_model.RECIPES)
 def test_every_option_is_one_of_its_training(recipe):
     for stage, options in default_model.RECIPES[recipe].items():
-        kind = RECIPES["diffusion" if stage == "diffusion" else "autoencoder"]
+        kind = RECIPES[default_model.STAGES[stage][0]]
         words = {name.replace("-", "_"): value for name, value in options.items()}
         several = {
             name: as_field(kind.model_fields[name], [value]) for name, value in words.items() if "," in str(value)
