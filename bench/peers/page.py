@@ -123,11 +123,11 @@ def growth(rows: Rows, names: Sequence[str]) -> str:
 
 def exponent(rows: Rows, kind: str, name: str) -> str:
     points = [
-        (2 * log(row.side), log(results[name].seconds))
+        (2 * log(row.side), log(results[name].seconds / max(row.steps, 1)))
         for row, results in rows.items()
         if row.kind == kind and name in results and results[name].turns
     ]
-    return f"{np.polyfit(*zip(*points, strict=True), 1)[0]:.2f}" if len(points) > 1 else ""
+    return f"{np.polyfit(*zip(*points, strict=True), 1)[0]:.2f}" if len({side for side, _ in points}) > 1 else ""
 
 
 def doubled(rows: Rows, name: str) -> str:
