@@ -78,6 +78,11 @@ class Wording:
                 raise InputError(f"{name} is {value} in the wording of captions", remedy="give a number from 0 to 1")
 
 
+# Where captions of a mix (see `planning.MIXES`) say other than usual. What is aside in `placed` is always said to be:
+# what is asked for without a place is then still drawn large, and in the middle.
+WORDINGS = {"placed": Wording(lone_place=1.0)}
+
+
 def caption(plan: Plan, size: int, wording: Wording, draws: Draws) -> str:
     """Describe a scene of `size` pixels. A pure function of the draws."""
     if draws.chance(wording.dropout):

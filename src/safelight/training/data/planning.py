@@ -59,8 +59,7 @@ class Mix:
 
 # `simple` is for what little compute can learn: mostly one thing in the middle, always about as large, never turned or
 # dyed, on a plain ground. Then a shape is the same shape whenever it comes. `placed` goes on from there: many of these
-# things are smaller, and at a side or in a corner. Their captions always say so: what is asked for without a place is
-# then still drawn large, and in the middle.
+# things are smaller, and at a side or in a corner (see `captions.WORDINGS`).
 MIXES = {
     "varied": Mix(),
     "simple": Mix(

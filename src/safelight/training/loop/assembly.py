@@ -24,11 +24,12 @@ from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.loading import load
 from safelight.text.tokenizer import Tokenizer
 from safelight.training.data.batches import Buckets, Data, PictureData
+from safelight.training.data.captions import WORDINGS
 from safelight.training.data.collections import Captions, open_collection
 from safelight.training.data.encoding import INDEX, precompute
 from safelight.training.data.latents import LatentData
 from safelight.training.data.planning import MIXES
-from safelight.training.data.scenes import SceneData, Wording
+from safelight.training.data.scenes import SceneData
 from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.conditioners import class_names, examples, needs_scenes, new_conditioner
 from safelight.training.loop.distributed import once
@@ -147,12 +148,11 @@ def data_set(
         mix = MIXES[recipe.mix]
         mix = replace(mix, counts=recipe.objects) if recipe.objects else mix
         cache = Path(recipe.cache) if recipe.cache else None
-        wording = Wording(lone_place=1.0) if recipe.mix == "placed" else Wording()
         return SceneData(
             collection,
             size=recipe.size,
             mix=mix,
-            wording=wording,
+            wording=WORDINGS.get(recipe.mix),
             classes=recipe.classes,
             layout=layout,
             cache=cache,
