@@ -60,6 +60,8 @@ class Fuzz:
     def cases(self, count: int) -> Iterator[Case]:
         kinds = (
             self.conv3x3,
+            self.conv3x3_turned,
+            self.conv3x3_weights,
             self.attention,
             self.group_norm,
             self.linear,
@@ -129,6 +131,28 @@ class Fuzz:
                 to(x), to(weight), to(bias), beside=to(beside), shift=to(shift), residual=to(residual), **settings,
             ),
         )  # fmt: skip
+
+    def conv3x3_turned(self) -> Case:
+        k, lanes = self.kernels, self.kernels.lanes
+        b, h, w = self.size(3), self.size(17), self.size(17)
+        ci, co = 2 * lanes * self.size(4), lanes * self.size(9)
+        dy, weight = self.strided(b, co, h, w), self.strided(co, ci, 3, 3, std=(9 * co) ** -0.5)
+        return Case(
+            f"conv3x3_turned {b}x{co}x{h}x{w} -> {ci}",
+            lambda: k.conv3x3(dy, weight, turned=True),
+            lambda to: torch.nn.grad.conv2d_input((b, ci, h, w), to(weight), to(dy), padding=1),
+        )
+
+    def conv3x3_weights(self) -> Case:
+        k, lanes = self.kernels, self.kernels.lanes
+        b, h, w = self.size(3), self.size(17), self.size(17)
+        ci, co = 2 * lanes * self.size(5), lanes * self.size(7)
+        x, dy = self.strided(b, ci, h, w), self.strided(b, co, h, w)
+        return Case(
+            f"conv3x3_weights {b}x{ci}x{h}x{w} -> {co}",
+            lambda: k.conv3x3_weights(x, dy),
+            lambda to: twins.conv3x3_weights(to(x), to(dy)),
+        )
 
     def attention(self) -> Case:
         k = self.kernels

@@ -12,7 +12,7 @@ import torch
 from fuzz import Fuzz, built, variant
 
 from safelight import kernels
-from safelight.kernels import build, choice, twins
+from safelight.kernels import build, choice, gradients, twins
 from safelight.kernels.native import Kernels
 
 CASES = 60  # of each variant; `python bench/fuzz_kernels.py` is for thousands
@@ -107,7 +107,8 @@ def layers(k: Kernels, seed: int) -> list[torch.Tensor]:
     norm = k.group_norm(x, 4, None, None, 1e-5, silu=True)
     whole, scale = twins.quantize(n)
     eight = k.linear(m, whole.to(torch.int8), scale=scale[:, 0])
-    return [k.conv3x3(x, w), norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True), eight]
+    convolutions = [k.conv3x3(x, w), k.conv3x3_weights(x, x)]
+    return [*convolutions, norm, k.attention(q, q, q), k.linear(m, n), k.linear(m, n, gate=True), eight]
 
 
 def test_results_do_not_depend_on_the_number_of_threads(avx2):
@@ -145,6 +146,7 @@ def test_what_is_not_finite_passes_through(name, value, library):
     ones, worth = torch.ones_like(matrix, dtype=torch.int8), torch.ones(len(matrix))
     pairs = [
         (k.conv3x3(x, w), twins.conv3x3(x, w)),
+        (k.conv3x3_weights(x, x), twins.conv3x3_weights(x, x)),
         (k.group_norm(x, 2, None, None, 1e-5), twins.group_norm(x, 2, None, None, 1e-5)),
         (k.attention(bad, q, q), twins.attention(bad, q, q)),
         (k.attention(q, bad, q), twins.attention(q, bad, q)),
@@ -185,16 +187,94 @@ def test_what_a_kernel_does_not_take_the_twin_computes(monkeypatch, avx2):
         kernels.conv3x3(torch.randn(1, 8, 5, 5), torch.randn(16, 16, 3, 3), fast=True)
 
 
-def test_gradients_come_from_the_twin(monkeypatch, avx2):
+AROUND = {
+    "x": (2, 32, 6, 9),
+    "weight": (64, 64, 3, 3),
+    "bias": (64,),
+    "beside": (2, 32, 6, 9),
+    "shift": (2, 64),
+    "residual": (2, 64, 12, 18),
+}
+
+
+def gradients_of(convolution, arguments: dict[str, torch.Tensor], to=lambda t: t) -> dict[str, torch.Tensor]:
+    """What a loss changes by with each argument that wants a gradient, and the result itself."""
+    copies = {name: to(t.detach()).requires_grad_(t.requires_grad) for name, t in arguments.items()}
+    y = convolution(**copies, up=True, silu=True)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
+    return {"y": y.detach(), **{name: t.grad for name, t in copies.items() if t.grad is not None}}
+
+
+@pytest.mark.parametrize("name", [n for n in HERE if variant(n).dtype == "float32"])
+@pytest.mark.parametrize("wanted", [tuple(AROUND), ("x", "beside"), ("weight",), ("bias", "shift"), ("residual",)])
+def test_a_convolution_has_the_gradients_of_its_twin(name, wanted, library, monkeypatch):
+    """Within 1e-5 of the norm, as `fuzz` has it, of gradients in float64; and no others than those wanted."""
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: library(name))
+    monkeypatch.setattr(gradients.Conv3x3, "apply", counted(gradients.Conv3x3.apply, calls := []))
+    draw = torch.Generator().manual_seed(7)
+    arguments = {key: torch.randn(shape, generator=draw) for key, shape in AROUND.items()}
+    arguments = {key: t.requires_grad_(key in wanted) for key, t in arguments.items()}
+    ours = gradients_of(partial(kernels.conv3x3, fast=True), arguments)
+    exact = gradients_of(twins.conv3x3, arguments, torch.Tensor.double)
+    assert ours.keys() == exact.keys() == {"y", *wanted}
+    assert calls == [1]
+    for key, gradient in exact.items():
+        assert ours[key].shape == gradient.shape
+        assert (ours[key] - gradient).norm() <= 1e-5 * gradient.norm(), key
+
+
+def counted(function, calls: list[int]):
+    def call(*arguments):
+        calls.append(1)
+        return function(*arguments)
+
+    return call
+
+
+def test_a_gradient_that_is_broadcast_is_summed(avx2, monkeypatch):
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
-    x, w = torch.randn(1, 16, 5, 5, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
-    kernels.conv3x3(x, w, fast=True).sum().backward()
-    ours = w.grad.clone()
-    w.grad = None
-    twins.conv3x3(x, w).sum().backward()
-    assert torch.equal(ours, w.grad)
+    x, weight = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3)
+    around = {"shift": torch.randn(1, 16), "residual": torch.randn(1, 16, 8, 8)}
+    results = []
+    for convolution in (partial(kernels.conv3x3, fast=True), twins.conv3x3):
+        copies = {name: t.clone().requires_grad_() for name, t in around.items()}
+        convolution(x, weight, **copies).square().sum().backward()
+        results.append([t.grad for t in copies.values()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_other_gradients_come_from_the_twins(monkeypatch, avx2):
+    """Where a kernel has none: convolutions whose channels in are not of twice the lanes, and all other operations."""
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
+    x, w = torch.randn(1, 24, 9, 9, requires_grad=True), torch.randn(16, 24, 3, 3, requires_grad=True)
+    q = torch.randn(1, 2, 300, 40, requires_grad=True)
+    for operation, arguments in [
+        ("conv3x3", (x, w)),
+        ("attention", (q, q, q)),
+        ("linear", (q, torch.randn(1024, 40, requires_grad=True))),
+        ("geglu", (q, torch.randn(64, 40, requires_grad=True))),
+    ]:
+        ours = getattr(kernels, operation)(*arguments, fast=True)
+        theirs = getattr(twins, operation)(*arguments)
+        assert torch.equal(ours, theirs)
+        for a, b in zip(*(torch.autograd.grad(y.sum(), set(arguments)) for y in (ours, theirs)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_without_gradients_there_is_no_graph(monkeypatch, avx2):
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
+    x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3, requires_grad=True)
+    assert kernels.conv3x3(x, w, fast=True).requires_grad
     with torch.no_grad():
         assert not kernels.conv3x3(x, w, fast=True).requires_grad
+
+
+def test_autocast_chooses_its_own_precision(monkeypatch, avx2):
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2 if dtype == torch.float32 else None)
+    x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernels.conv3x3(x, w, fast=True).dtype == torch.bfloat16
 
 
 def test_without_fast_the_twins_compute():
@@ -299,7 +379,7 @@ def test_only_what_the_cpu_has_is_chosen(features, names, monkeypatch):
 def test_every_variant_compiles(name, tmp_path):
     """Those that this CPU cannot run as well: they are shipped in wheels. Loading one runs none of its code."""
     library = Kernels(variant(name), build.build(variant(name), tmp_path, ["-O0"]))
-    assert set(library._calls) == {"attention", "conv3x3", "group_norm", "linear", "linear_int8"}
+    assert set(library._calls) == {"attention", "conv3x3", "conv3x3_weights", "group_norm", "linear", "linear_int8"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
     prepare     lets every part of a network ask for them, and turns its linear layers to int8 if that is wanted
     quantize    rounds rows of numbers to 8 bits
     reused      keeps the memory of large results for later ones, within a `with` or a function
-    twins.py    each in plain torch: what it means, what trains, and what runs wherever there is nothing faster
+    twins.py    each in plain torch: what it means, and what trains or runs wherever there is nothing faster
+    gradients.py  the convolution in C, with its gradients
     c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
     buffers.py  memory of large results, used again
     native.py   the C kernels behind ctypes        build.py    how and where they are compiled
@@ -12,7 +13,8 @@
 
 Without `fast` the twins compute, so that a network is the original's to the last bit. With it the results differ in
 rounding: relative to torch by about 1e-6 of the norm for each operation in float32. Where the C kernels do not take the
-arguments, or a gradient is wanted, or torch is as fast, the twins compute as well: no call fails for want of a kernel.
+arguments, or a gradient is wanted of anything but a convolution in float32, or torch is as fast, the twins compute as
+well: no call fails for want of a kernel.
 """
 
 from math import ceil, prod
@@ -20,7 +22,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor, nn
 
-from safelight.kernels import twins
+from safelight.kernels import gradients, twins
 from safelight.kernels.buffers import reused
 from safelight.kernels.choice import convolution, kernels_for, pays, report
 from safelight.kernels.twins import quantize
@@ -89,7 +91,10 @@ def conv3x3(
     c = kernels_for(x.dtype) if fast else None
     around = {"beside": beside, "shift": shift, "residual": residual}
     way = convolution(c, tiles(x, up, down), weight.numel(), down) if c else "torch"
-    if c and way != "torch" and c.takes_conv3x3(x, weight, bias, **around):
+    if c and way == "winograd" and differentiable(x, weight, bias, *around.values()):
+        if gradients.takes_conv3x3(c, x, weight, bias, **around):
+            return gradients.conv3x3(c, x, weight, bias, **around, up=up, silu=silu)
+    elif c and way != "torch" and c.takes_conv3x3(x, weight, bias, **around):
         if way == "linear":
             return c.conv3x3_of_few(x, weight, bias, **around, up=up, down=down, silu=silu)
         return c.conv3x3(x, weight, bias, **around, up=up, silu=silu)
@@ -143,6 +148,11 @@ def tiles(x: Tensor, up: bool, down: bool) -> int:
     return batch * ceil((height << up) / (4 << down)) * ceil((width << up) / (4 << down))
 
 
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows what is made of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def rows(x: Tensor) -> int:
     """How many vectors x (..., K) holds."""
     return prod(x.shape[:-1])
@@ -152,18 +162,19 @@ def prepare(network: nn.Module, *, fast: bool = True, int8: bool = False) -> boo
     """Let a network's parts use the C kernels where this machine has them for its dtype; tell whether it has.
 
     The kernels read the weights themselves, so a prepared network is saved, moved and trained as before, and with
-    `fast` False computes in torch again. Convolutions are laid out channels-last in memory, for the kernels and torch.
+    `fast` False computes in torch again. Convolutions are laid out channels-last in memory, for the kernels and torch;
+    a network without a part that asks for kernels is left as it is.
 
     `int8` rounds the weights of linear layers in attention and feed-forward for good: such a network is for drawing
     alone, with or without C kernels.
     """
-    parameter = next(network.parameters())
-    fast = fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None
-    for part in network.modules():
-        if hasattr(part, "fast"):
-            part.fast = fast  # type: ignore[assignment]  # torch types attributes as tensors or modules
+    parameter, parts = next(network.parameters()), [part for part in network.modules() if hasattr(part, "fast")]
+    fast = bool(parts) and fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None
+    for part in parts:
+        part.fast = fast  # type: ignore[assignment]  # torch types attributes as tensors or modules
         if int8 and hasattr(part, "to_int8"):
             part.to_int8()  # type: ignore[operator]
+    for part in network.modules():
         if fast and isinstance(part, nn.Conv2d):
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fast

@@ -18,7 +18,8 @@ from safelight.kernels.build import Variant
 
 ARGUMENTS = {
     "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int, c_int],
-    "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3,
+    "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 4,
+    "conv3x3_weights": [c_void_p] * 3 + [c_long] * 5 + [c_int],
     "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
     "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 3,
     "linear_int8": [c_void_p] * 6 + [c_long] * 3 + [c_int] * 2,
@@ -39,8 +40,10 @@ class Kernels:
             call.argtypes, call.restype = ARGUMENTS[name], c_int
 
     def takes(self, *tensors: Tensor | None) -> bool:
-        """Whether these are plain tensors on the CPU, in this dtype and not part of a graph."""
+        """Whether these are plain tensors on the CPU, in this dtype, not part of a graph, and none of autocast's."""
         graph = torch.is_grad_enabled()
+        if torch.is_autocast_enabled("cpu"):
+            return False
         for t in tensors:
             if t is None:
                 continue
@@ -116,20 +119,33 @@ class Kernels:
         residual: Tensor | None = None,
         up: bool = False,
         silu: bool = False,
+        turned: bool = False,
     ) -> Tensor:
-        """As `kernels.conv3x3`; the result is channels-last."""
+        """As `kernels.conv3x3`; the result is channels-last.
+
+        `turned` gives, of the gradient x (B, C', H, W) by such a convolution's result, that by its input: (B, C, H, W).
+        """
         x, weight = channels_last(x), channels_last(weight)
         beside = None if beside is None else channels_last(beside)
         batch, c1, height, width = x.shape
-        co, ci, height, width = *weight.shape[:2], height << up, width << up
+        (co, ci), height, width = weight.shape[1::-1] if turned else weight.shape[:2], height << up, width << up
         y = empty((batch, height, width, co), x.dtype).permute(0, 3, 1, 2)
         residual = None if residual is None else channels_last(residual.expand_as(y))
         added, step = float32(bias), 0
         if shift is not None:
             total = shift.float() if added is None else shift.float() + added
             added, step = total.expand(batch, co).contiguous(), co
-        self._run("conv3x3", x, beside, weight, added, residual, y, batch, height, width, c1, ci, co, step, up, silu)
+        sizes = batch, height, width, c1, ci, co, step
+        self._run("conv3x3", x, beside, weight, added, residual, y, *sizes, turned, up, silu)
         return y
+
+    def conv3x3_weights(self, x: Tensor, dy: Tensor) -> Tensor:
+        """As `twins.conv3x3_weights`, channels-last; C is a multiple of twice the lanes, C' of the lanes."""
+        x, dy = channels_last(x), channels_last(dy)
+        (batch, ci, height, width), co = x.shape, dy.shape[1]
+        dw = empty((co, 3, 3, ci), x.dtype).permute(0, 3, 1, 2)
+        self._run("conv3x3_weights", x, dy, dw, batch, height, width, ci, co)
+        return dw
 
     def conv3x3_of_few(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from safelight.errors import InputError
 from safelight.models.config import check_types
+from safelight.models.layers import Conv3x3
 
 __all__ = ["LPIPS", "VGG", "VGG16", "VGGConfig", "unit"]
 
@@ -62,7 +63,7 @@ class VGG(nn.Module):
         for channels, layers in zip(config.channels, config.layers, strict=True):
             blocks += [nn.MaxPool2d(2, 2)] if blocks else []
             for _ in range(layers):
-                blocks += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+                blocks += [Conv3x3(width, channels), nn.ReLU()]
                 width = channels
             self.taps.append(len(blocks) - 1)
         self.features = nn.Sequential(*blocks)

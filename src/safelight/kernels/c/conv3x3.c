@@ -1,10 +1,6 @@
-/* 3x3 convolution, stride 1, padding 1, channels last, by Winograd's minimal filtering F(4x4, 3x3).
+/* 3x3 convolution, stride 1, padding 1, channels last, by Winograd's minimal filtering: see winograd.h.
  *
- * A tile of 4x4 outputs needs 6x6 inputs d. With polynomial interpolation at the points 0, ±a, ±b, infinity,
- *
- *     y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A                    36 products instead of 144
- *
- * and the ⊙, summed over input channels, is 36 matrix products, one for each point pair ("tap"):
+ * Summed over input channels, the products of each of the 36 taps are one matrix product:
  *
  *       x (B, H, W, Ci)          V [Ci/KC][36][tiles][KC]
  *      .-.-.-.-.-.-.
@@ -13,98 +9,31 @@
  *      | . . . . . |                 +----------+
  *      '-'-'-'-'-'-'                                     U = G g Gᵀ, made from the plain weights as it is needed
  *
- * Lanes are channels everywhere. U of a panel is recomputed for every chunk of tiles: that costs a few percent, and
- * saves packed weights four times the size of the plain ones, and the time to read them. Points ±3/4, ±3/2 keep the
- * numbers of all three transforms near 1: fp32 errors are those of a direct sum (about 1e-6 of the norm), where the
- * textbook's ±1, ±2 lose a digit.
- *
- * Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", arXiv 1509.09308.
+ * U of a panel is recomputed for every chunk of tiles: that costs a few percent, and saves packed weights four times the
+ * size of the plain ones, and the time to read them.
  */
-#define FLOAT_WORDS /* the transforms amplify: bfloat16 is for the tensors alone */
-#include "gemm.h"
+#include "winograd.h"
 
-enum { TAPS = 36, KC = 128, PAD = 48, U_TAP = KC * PANEL + PAD }; /* PAD words keep taps from falling on the same cache lines */
-#define A 0.75f
-#define B 1.5f
-#define AA (A * A)
-#define BB (B * B)
+enum { KC = 128, U_TAP = KC * PANEL + PAD };
 
 typedef struct {
     const elem *x1, *x2;     /* inputs (batch, h, w, c1) and (batch, h, w, ci - c1): read as if joined by channels */
-    const elem *weight;      /* (co, 3, 3, ci) */
+    const elem *weight;      /* (co, 3, 3, ci); or if turned (ci, 3, 3, co), for the gradient by the input */
     const float *bias;       /* (co), or (batch, co) with bias_step = co; may be NULL */
     const elem *residual;    /* like y, added before the activation; may be NULL */
     elem *y;                 /* (batch, h, w, co) */
     long batch, h, w, c1, ci, co, bias_step; /* h, w are y's: with `up`, twice x's */
-    int up, act;
+    int turned, up, act;
 } Conv;
-
-typedef struct { long b, top, left; } Place;
-
-INLINE Place place(const Conv *c, long tile) {
-    long across = ceil_div(c->w, 4), down = ceil_div(c->h, 4);
-    return (Place){tile / (across * down), tile / across % down * 4, tile % across * 4};
-}
-
-INLINE void to_points(const vf d[6], vf o[6]) { /* Bᵀ d */
-    vf even_a = d[4] - BB * d[2], odd_a = A * (d[3] - BB * d[1]);
-    vf even_b = d[4] - AA * d[2], odd_b = B * (d[3] - AA * d[1]);
-    o[0] = AA * BB * d[0] + (d[4] - (AA + BB) * d[2]);
-    o[1] = even_a + odd_a;
-    o[2] = even_a - odd_a;
-    o[3] = even_b + odd_b;
-    o[4] = even_b - odd_b;
-    o[5] = AA * BB * d[1] + (d[5] - (AA + BB) * d[3]);
-}
-
-INLINE void from_points(const vf m[6], vf y[4]) { /* Aᵀ m */
-    vf sum_a = m[1] + m[2], dif_a = m[1] - m[2], sum_b = m[3] + m[4], dif_b = m[3] - m[4];
-    y[0] = m[0] + (sum_a + sum_b);
-    y[1] = A * dif_a + B * dif_b;
-    y[2] = AA * sum_a + BB * sum_b;
-    y[3] = A * AA * dif_a + (B * BB * dif_b + m[5]);
-}
-
-INLINE void weight_points(const vf g[3], vf o[6]) { /* G g */
-    const float a = 1 / (2 * AA * (AA - BB)), b = 1 / (2 * BB * (BB - AA));
-    vf even_a = a * (g[0] + AA * g[2]), odd_a = a * A * g[1];
-    vf even_b = b * (g[0] + BB * g[2]), odd_b = b * B * g[1];
-    o[0] = 1 / (AA * BB) * g[0];
-    o[1] = even_a + odd_a;
-    o[2] = even_a - odd_a;
-    o[3] = even_b + odd_b;
-    o[4] = even_b - odd_b;
-    o[5] = g[2];
-}
 
 /* The 6x6 inputs of one tile, all channels -> V. `v` is the tile's first word; `tap` and `block` are V's strides. */
 static void transform_input(const Conv *c, long tile, word *v, long tap, long block) {
-    static const elem zeros[LANES];
-    Place p = place(c, tile);
-    long pixel[TAPS]; /* -1: outside */
-    for (int i = 0; i < 6; i++) for (int j = 0; j < 6; j++) {
-        long row = p.top - 1 + i, col = p.left - 1 + j;
-        int inside = row >= 0 && col >= 0 && row < c->h && col < c->w;
-        long pixel_ = c->up ? (p.b * (c->h / 2) + row / 2) * (c->w / 2) + col / 2 : (p.b * c->h + row) * c->w + col;
-        pixel[i * 6 + j] = inside ? pixel_ : -1;
-    }
+    long pixel[TAPS];
+    inputs_of(place(c->h, c->w, tile), c->h, c->w, c->up, pixel);
     for (long ch = 0; ch < c->ci; ch += LANES) {
-        const elem *x = ch < c->c1 ? c->x1 + ch : c->x2 + (ch - c->c1);
-        long wide = ch < c->c1 ? c->c1 : c->ci - c->c1;
-        vf half[6][6], column[6], row[6];
-        UNROLL for (int j = 0; j < 6; j++) {
-            UNROLL for (int i = 0; i < 6; i++) {
-                long at = pixel[i * 6 + j];
-                column[i] = load(at < 0 ? zeros : x + at * wide);
-            }
-            to_points(column, row);
-            UNROLL for (int i = 0; i < 6; i++) half[i][j] = row[i];
-        }
-        float *to = v + ch / KC * block + ch % KC;
-        UNROLL for (int i = 0; i < 6; i++) {
-            to_points(half[i], row);
-            UNROLL for (int j = 0; j < 6; j++) storef(to + (i * 6 + j) * tap, row[j]);
-        }
+        int first = ch < c->c1;
+        input_taps(first ? c->x1 + ch : c->x2 + (ch - c->c1), first ? c->c1 : c->ci - c->c1, pixel,
+                   v + ch / KC * block + ch % KC, tap);
     }
 }
 
@@ -114,8 +43,14 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
     for (long k = 0; k < n; k += LANES) {
         const elem *rows[PANEL];
         for (long t = 0; t < 9; t++) {
+            float *to = plain + t * LANES * PANEL;
+            if (c->turned) { /* by half a turn, and from channels out to channels in */
+                for (long i = 0; i < LANES; i++) for (int half = 0; half < PANEL; half += LANES)
+                    storef(to + i * PANEL + half, load(c->weight + ((ci + k + i) * 9 + 8 - t) * c->co + co + half));
+                continue;
+            }
             for (int j = 0; j < PANEL; j++) rows[j] = c->weight + ((co + j) * 9 + t) * c->ci + ci + k;
-            pack_panel(rows, LANES, plain + t * LANES * PANEL);
+            pack_panel(rows, LANES, to);
         }
         for (int i = 0; i < LANES; i++) for (int half = 0; half < PANEL; half += LANES) {
             vf columns[6][3], g[3], o[6];
@@ -134,7 +69,7 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
 
 /* M of one tile and panel -> 4x4 outputs, with bias, residual and activation; what hangs over the edge is dropped. */
 static void transform_output(const Conv *c, long tile, long co, const float *m, long tap) {
-    Place p = place(c, tile);
+    Place p = place(c->h, c->w, tile);
     for (long ch = co; ch < co + PANEL; ch += LANES, m += LANES) {
         vf half[4][6], column[6], row[4];
         UNROLL for (int j = 0; j < 6; j++) {
@@ -168,11 +103,11 @@ static void panel(const Conv *c, long co, long first, long n, const word *v, lon
 }
 
 int KERNEL(conv3x3)(const elem *x1, const elem *x2, const elem *weight, const float *bias, const elem *residual, elem *y,
-                    long batch, long h, long w, long c1, long ci, long co, long bias_step, int up, int act,
-                    int threads) {
+                    long batch, long h, long w, long c1, long ci, long co, long bias_step, int turned, int up,
+                    int act, int threads) {
     if (batch < 1 || h < 1 || w < 1 || threads < 1 || c1 < 1 || c1 > ci) return BAD_ARGUMENT;
     if (c1 % LANES || ci % LANES || co < PANEL || co % PANEL || (up && (h % 2 || w % 2))) return BAD_ARGUMENT;
-    Conv c = {x1, x2, weight, bias, residual, y, batch, h, w, c1, ci, co, bias_step, up, act};
+    Conv c = {x1, x2, weight, bias, residual, y, batch, h, w, c1, ci, co, bias_step, turned, up, act};
     long tiles = batch * ceil_div(h, 4) * ceil_div(w, 4), panels = co / PANEL;
     long most = max(32, (6L << 20) / (TAPS * ci * 4)), chunks = ceil_div(tiles, most);
     long chunk = ceil_div(ceil_div(tiles, chunks), ROWS) * ROWS;   /* tiles whose V is in the cache at a time */

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from safelight import kernels
 from safelight.checkpoint.detect import family
 from safelight.checkpoint.load import load_autoencoder, load_text_encoder
 from safelight.checkpoint.writing import replacing_folder
@@ -205,6 +206,7 @@ def precomputed(
         def text(captions: list[str]) -> torch.Tensor:
             return network(token_ids(tokenizer, captions).to(device)).last_hidden_state
 
+    kernels.prepare(first)
     with torch.no_grad():
         precompute(data, first, folder, text=text, device=device, about=str(text_encoder), **options)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from safelight import kernels
 from safelight.errors import CheckpointError, InputError, NonFiniteError, SafelightError
 from safelight.training.data.batches import Data, batches, sample_numbers
 from safelight.training.loop import snapshots
@@ -106,6 +107,8 @@ class Trainer:
                     part.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
             if config.compile:
                 module.compile()
+            elif config.precision == "float32":
+                kernels.prepare(module)
         replicate(stage.modules, stage.optimizers.values(), self.world, config.parallel)
 
     def _resume(self) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from safelight import kernels
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_folder
@@ -129,7 +130,7 @@ class DiffusionStage(Stage):
         """
         self.model, self.config, self.classes, self.examples = model, config, classes, examples
         self._check()
-        model.autoencoder.eval().requires_grad_(False)
+        kernels.prepare(model.autoencoder.eval().requires_grad_(False))
         self.modules: dict[str, nn.Module] = {"unet": model.unet.train().requires_grad_(True)}
         if model.text_encoder is not None:
             model.text_encoder.train(config.train_text_encoder).requires_grad_(config.train_text_encoder)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from safelight import kernels
 from safelight.models.lpips import LPIPS, VGG, VGGConfig
 from safelight.training.data.batches import Data
 from safelight.training.loop.distributed import once
@@ -59,6 +60,7 @@ def train_features(
         torch.manual_seed(seed)
         metric = LPIPS(config, name=STAND_IN_NAME)
         pupil = Pupil(metric.vgg).to(device)
+    kernels.prepare(pupil)
     optimizer = adamw([pupil], learning_rate=learning_rate, weight_decay=1e-4)
     for step in range(steps):
         numbers = range(step * batch_size, (step + 1) * batch_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from safelight import kernels
 from safelight.checkpoint.build import check
 from safelight.checkpoint.errors import WrongModel
 from safelight.checkpoint.files import Tensors, open_file
@@ -46,7 +47,10 @@ def placed(metric: LPIPS | None, weight: float, device: torch.device) -> LPIPS |
     if metric is None and weight:
         remedy = "give LPIPS' weight files or stand-in features, or set perceptual_weight to 0"
         raise InputError("there is no network for the perceptual loss", remedy=remedy)
-    return None if metric is None else metric.to(device).eval()
+    if metric is None:
+        return None
+    kernels.prepare(metric.to(device).eval())
+    return metric
 
 
 def figure_name(metric: LPIPS | None) -> str:

@@ -1,0 +1,71 @@
+"""The C convolution with gradients, for training: all three of its sums are Winograd's.
+
+The gradient by the input is again a convolution, with the weights turned by half a turn and their channels exchanged;
+the gradient by the weights has a kernel of its own, c/conv3x3_weights.c.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from safelight.kernels import twins
+from safelight.kernels.native import Kernels
+
+__all__ = ["conv3x3", "takes_conv3x3"]
+
+
+def takes_conv3x3(
+    c: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None, *, beside: Tensor | None, **_: Tensor | None
+) -> bool:
+    """Whether the kernels take this convolution and both its gradients: channels of twice the lanes, in and out."""
+    channels = x.shape[1] + (0 if beside is None else beside.shape[1])
+    if channels % (2 * c.lanes) or c.dtype != torch.float32:
+        return False
+    with torch.no_grad():
+        return c.takes_conv3x3(x, weight, bias, beside=beside, shift=None, residual=None)
+
+
+def conv3x3(
+    c: Kernels,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    beside: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    up: bool = False,
+    silu: bool = False,
+) -> Tensor:
+    """As `kernels.conv3x3`, with gradients; the result is channels-last."""
+    y = Conv3x3.apply(twins.source(x, beside, up), weight, bias, shift, residual, c)
+    return torch.nn.functional.silu(y) if silu else y
+
+
+class Conv3x3(torch.autograd.Function):
+    """conv(x, weight) + bias + shift + residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shift: Tensor | None, residual: Tensor | None,
+        c: Kernels,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight)
+        ctx.kernels = c
+        return c.conv3x3(x, weight, bias, shift=shift, residual=residual)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted, each = ctx.needs_input_grad, dy.sum((2, 3))
+        return (
+            ctx.kernels.conv3x3(dy, weight, turned=True) if wanted[0] else None,
+            ctx.kernels.conv3x3_weights(x, dy) if wanted[1] else None,
+            each.sum(0) if wanted[2] else None,
+            each if wanted[3] else None,
+            dy if wanted[4] else None,
+            None,
+        )
