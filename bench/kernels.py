@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -38,6 +39,9 @@ CONVOLUTIONS = ((2, 320, 320, 64, ""), (2, 640, 640, 32, ""), (2, 1280, 1280, 16
                 (1, 256, 256, 256, "up"),
                 (1, 640, 640, 4, ""), (2, 192, 192, 4, ""), (2, 96, 96, 8, ""), (1, 64, 64, 16, ""),
                 (8, 96, 96, 8, ""))  # fmt: skip
+# (batch, channels in, channels out, side): forward and both gradients, of small models' trainings and of large ones'.
+TRAININGS = ((16, 96, 96, 8), (16, 192, 192, 4), (16, 288, 96, 8), (4, 256, 256, 4), (16, 256, 256, 8), (8, 64, 64, 64),
+             (8, 16, 16, 128), (8, 256, 256, 16), (1, 512, 512, 64), (1, 320, 320, 64), (2, 1280, 1280, 8))  # fmt: skip
 # (batch, heads, queries, keys, width of a head)
 ATTENTIONS = ((2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 1024, 77, 80),
               (2, 8, 256, 256, 160), (2, 8, 64, 64, 160), (1, 1, 4096, 4096, 512),
@@ -81,6 +85,26 @@ def convolutions(k: Kernels):
             lambda a=(x, w, bias), changed=changed: twins.conv3x3(*a, **changed),
             lambda a=(x, w, bias), changed=changed: twins.conv3x3(*map(double, a), **changed),
         )
+
+
+def trainings(k: Kernels):
+    for b, ci, co, side in TRAININGS if k.dtype == torch.float32 else ():
+        x, w = last(torch.randn(b, ci, side, side)), last(torch.randn(co, ci, 3, 3).mul((9 * ci) ** -0.5))
+        dy = last(torch.randn(b, co, side, side))
+        yield Row(
+            f"train conv3x3 {b}x{ci}x{side}² -> {co}",
+            3 * 2 * 9 * b * ci * co * side * side,
+            lambda a=(x, w, dy): gradients(partial(kernels.conv3x3, fast=True), *a),
+            lambda a=(x, w, dy): gradients(twins.conv3x3, *a),
+            lambda a=(x, w, dy): gradients(twins.conv3x3, *map(double, a)),
+        )
+
+
+@torch.enable_grad()
+def gradients(convolution: Callable[..., Tensor], x: Tensor, w: Tensor, dy: Tensor) -> Tensor:
+    """Both gradients of a convolution, in one row."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(convolution(x, w), (x, w), dy)])
 
 
 def attentions(k: Kernels):
@@ -239,7 +263,7 @@ def main() -> None:
     print(f"{k.variant.name}, torch {torch.__version__} ({capability}), {given.threads} threads")
     print(f"{'':42} {'ours':>8} {'torch':>8}     ratio  {'GFLOP/s':>11}  |Δ| ours, torch")
     wholes = [*([blocks] if given.blocks else []), *([networks] if given.networks else [])]
-    for family in (convolutions, attentions, norms, linears, whole_numbers, *wholes):
+    for family in (convolutions, trainings, attentions, norms, linears, whole_numbers, *wholes):
         for row in family(k):
             if row.what.startswith(given.only):
                 show(row, given.rounds, given.threads)
