@@ -107,7 +107,7 @@ class Trainer:
                     part.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
             if config.compile:
                 module.compile()
-            elif config.precision == "float32":
+            elif config.precision == "float32" and config.parallel == "ddp":  # FSDP knows no channels-last
                 kernels.prepare(module)
         replicate(stage.modules, stage.optimizers.values(), self.world, config.parallel)
 
