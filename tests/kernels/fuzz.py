@@ -20,7 +20,7 @@ from safelight.kernels.native import ACTS, Kernels
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 
-# Of the result's norm, or eight times torch's own distance from float64 where that is more: sums that cancel. float32:
+# Of the result's norm, or 20 times torch's own distance from float64 where that is more: sums that cancel. float32:
 # Winograd's transforms cost a digit against a direct sum. bfloat16: results are rounded to 2^-9, and with PAIRS what
 # goes into a product as well.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -45,7 +45,7 @@ class Case:
         far = distance(ours, exact)
         if not far <= max(TOLERANCE[dtype], self.rounding):
             theirs = distance(self.twin(as_is), exact)
-            assert far <= 8 * theirs, f"{self.what}: {far:.1e} of the norm away, torch {theirs:.1e}"
+            assert far <= 20 * theirs, f"{self.what}: {far:.1e} of the norm away, torch {theirs:.1e}"
         return far
 
 

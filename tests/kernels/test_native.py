@@ -277,6 +277,15 @@ def test_autocast_chooses_its_own_precision(monkeypatch, avx2):
         assert kernels.conv3x3(x, w, fast=True).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("size", [(2, 8, 3, 11), (1, 24, 5, 1), (2, 8, 1, 7)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2), (3, 2, 0, 1)])
+def test_a_convolution_of_few_pixels_reads_any_order_of_memory(size, order, avx2):
+    """Channels last by another name, say: then the border of zeros is made in that order as well."""
+    x = torch.randn(*(size[i] for i in order)).permute(*(order.index(i) for i in range(4)))
+    weight = torch.randn(16, size[1], 3, 3)
+    torch.testing.assert_close(avx2.conv3x3_of_few(x, weight), twins.conv3x3(x, weight), rtol=1e-4, atol=1e-4)
+
+
 def test_without_fast_the_twins_compute():
     x, w = torch.randn(1, 16, 5, 5), torch.randn(16, 16, 3, 3)
     assert torch.equal(kernels.conv3x3(x, w), twins.conv3x3(x, w))

@@ -166,7 +166,7 @@ class Kernels:
         """
         x, stride = twins.source(x, beside, up), 1 + down
         batch, channels, height, width = x.shape
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()  # pad keeps whatever order x is in
         height, width, (picture, row, pixel, _) = -(-height // stride), -(-width // stride), padded.stride()
         windows = padded.as_strided(
             (batch, height, width, 3, 3, channels), (picture, stride * row, stride * pixel, row, pixel, 1)
