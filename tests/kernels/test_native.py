@@ -244,6 +244,14 @@ def test_a_gradient_that_is_broadcast_is_summed(avx2, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
+def test_what_fits_nowhere_is_refused_with_gradients_too(avx2, monkeypatch):
+    monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)
+    x, weight = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3, requires_grad=True)
+    for around in ({"shift": torch.randn(3, 16)}, {"residual": torch.randn(2, 16, 7, 8)}):
+        with pytest.raises(RuntimeError, match="size"):  # torch's own words
+            kernels.conv3x3(x, weight, **around, fast=True)
+
+
 def test_other_gradients_come_from_the_twins(monkeypatch, avx2):
     """Where a kernel has none: convolutions whose channels in are not of twice the lanes, and all other operations."""
     monkeypatch.setattr(kernels, "kernels_for", lambda dtype: avx2)

@@ -16,15 +16,12 @@ from safelight.kernels.native import Kernels
 __all__ = ["conv3x3", "takes_conv3x3"]
 
 
-def takes_conv3x3(
-    c: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None, *, beside: Tensor | None, **_: Tensor | None
-) -> bool:
-    """Whether the kernels take this convolution and both its gradients: channels of twice the lanes, in and out."""
-    channels = x.shape[1] + (0 if beside is None else beside.shape[1])
-    if channels % (2 * c.lanes) or c.dtype != torch.float32:
+def takes_conv3x3(c: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None, **around: Tensor | None) -> bool:
+    """Whether the kernels take this convolution and both its gradients: float32, channels in of twice the lanes."""
+    if c.dtype != torch.float32 or weight.shape[1] % (2 * c.lanes):
         return False
     with torch.no_grad():
-        return c.takes_conv3x3(x, weight, bias, beside=beside, shift=None, residual=None)
+        return c.takes_conv3x3(x, weight, bias, **around)
 
 
 def conv3x3(
