@@ -60,7 +60,7 @@ class Fuzz:
     def cases(self, count: int) -> Iterator[Case]:
         kinds = (
             self.conv3x3,
-            self.conv3x3_turned,
+            self.conv3x3_input,
             self.conv3x3_weights,
             self.attention,
             self.group_norm,
@@ -132,15 +132,15 @@ class Fuzz:
             ),
         )  # fmt: skip
 
-    def conv3x3_turned(self) -> Case:
+    def conv3x3_input(self) -> Case:
         k, lanes = self.kernels, self.kernels.lanes
         b, h, w = self.size(3), self.size(17), self.size(17)
         ci, co = 2 * lanes * self.size(4), lanes * self.size(9)
         dy, weight = self.strided(b, co, h, w), self.strided(co, ci, 3, 3, std=(9 * co) ** -0.5)
         return Case(
-            f"conv3x3_turned {b}x{co}x{h}x{w} -> {ci}",
-            lambda: k.conv3x3(dy, weight, turned=True),
-            lambda to: torch.nn.grad.conv2d_input((b, ci, h, w), to(weight), to(dy), padding=1),
+            f"conv3x3_input {b}x{co}x{h}x{w} -> {ci}",
+            lambda: k.conv3x3_input(dy, weight),
+            lambda to: twins.conv3x3_input(to(dy), to(weight)),
         )
 
     def conv3x3_weights(self) -> Case:

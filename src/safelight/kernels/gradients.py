@@ -59,7 +59,7 @@ class Conv3x3(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wanted, each = ctx.needs_input_grad, dy.sum((2, 3))
         return (
-            ctx.kernels.conv3x3(dy, weight, turned=True) if wanted[0] else None,
+            ctx.kernels.conv3x3_input(dy, weight) if wanted[0] else None,
             ctx.kernels.conv3x3_weights(x, dy) if wanted[1] else None,
             each.sum(0) if wanted[2] else None,
             each if wanted[3] else None,

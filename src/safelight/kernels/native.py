@@ -119,16 +119,12 @@ class Kernels:
         residual: Tensor | None = None,
         up: bool = False,
         silu: bool = False,
-        turned: bool = False,
     ) -> Tensor:
-        """As `kernels.conv3x3`; the result is channels-last.
-
-        `turned` gives, of the gradient x (B, C', H, W) by such a convolution's result, that by its input: (B, C, H, W).
-        """
+        """As `kernels.conv3x3`; the result is channels-last."""
         x, weight = channels_last(x), channels_last(weight)
         beside = None if beside is None else channels_last(beside)
         batch, c1, height, width = x.shape
-        (co, ci), height, width = weight.shape[1::-1] if turned else weight.shape[:2], height << up, width << up
+        co, ci, height, width = *weight.shape[:2], height << up, width << up
         y = empty((batch, height, width, co), x.dtype).permute(0, 3, 1, 2)
         residual = None if residual is None else channels_last(residual.expand_as(y))
         added, step = float32(bias), 0
@@ -136,8 +132,17 @@ class Kernels:
             total = shift.float() if added is None else shift.float() + added
             added, step = total.expand(batch, co).contiguous(), co
         sizes = batch, height, width, c1, ci, co, step
-        self._run("conv3x3", x, beside, weight, added, residual, y, *sizes, turned, up, silu)
+        self._run("conv3x3", x, beside, weight, added, residual, y, *sizes, False, up, silu)
         return y
+
+    def conv3x3_input(self, dy: Tensor, weight: Tensor) -> Tensor:
+        """As `twins.conv3x3_input`, channels-last; C' is a multiple of the lanes, C of twice the lanes."""
+        dy, weight = channels_last(dy), channels_last(weight)
+        (batch, co, height, width), ci = dy.shape, weight.shape[1]
+        dx = empty((batch, height, width, ci), dy.dtype).permute(0, 3, 1, 2)
+        sizes = batch, height, width, co, co, ci, 0
+        self._run("conv3x3", dy, None, weight, None, None, dx, *sizes, True, False, False)
+        return dx
 
     def conv3x3_weights(self, x: Tensor, dy: Tensor) -> Tensor:
         """As `twins.conv3x3_weights`, channels-last; C is a multiple of twice the lanes, C' of the lanes."""

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
-__all__ = ["attention", "conv3x3", "conv3x3_weights", "geglu", "group_norm", "linear", "quantize"]
+__all__ = ["attention", "conv3x3", "conv3x3_input", "conv3x3_weights", "geglu", "group_norm", "linear", "quantize"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -43,9 +44,14 @@ def conv3x3(
     return F.silu(y) if silu else y
 
 
+def conv3x3_input(dy: Tensor, weight: Tensor) -> Tensor:
+    """The gradient by the input, (B, C, H, W), of a loss whose gradient by conv3x3(x, weight) is dy (B, C', H, W)."""
+    return F.conv_transpose2d(dy, weight, padding=1)
+
+
 def conv3x3_weights(x: Tensor, dy: Tensor) -> Tensor:
     """The gradient by the weight, (C', C, 3, 3), of a loss whose gradient by conv3x3(x, weight) is dy (B, C', H, W)."""
-    return torch.nn.grad.conv2d_weight(x, (dy.shape[1], x.shape[1], 3, 3), dy, padding=1)
+    return conv2d_weight(x, (dy.shape[1], x.shape[1], 3, 3), dy, padding=1)
 
 
 def source(x: Tensor, beside: Tensor | None, up: bool) -> Tensor:
