@@ -93,7 +93,8 @@ def conv3x3(
     way = convolution(c, tiles(x, up, down), weight.numel(), down) if c else "torch"
     if c and way == "winograd" and differentiable(x, weight, bias, *around.values()):
         if gradients.takes_conv3x3(c, x, weight, bias, **around):
-            return gradients.conv3x3(c, x, weight, bias, **around, up=up, silu=silu)
+            y = gradients.Conv3x3.apply(twins.source(x, beside, up), weight, bias, shift, residual, c)
+            return nn.functional.silu(y) if silu else y
     elif c and way != "torch" and c.takes_conv3x3(x, weight, bias, **around):
         if way == "linear":
             return c.conv3x3_of_few(x, weight, bias, **around, up=up, down=down, silu=silu)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from safelight.kernels import twins
-from safelight.kernels.native import Kernels
+from safelight.kernels.native import Kernels, channels_last
 
-__all__ = ["conv3x3", "takes_conv3x3"]
+__all__ = ["Conv3x3", "takes_conv3x3"]
 
 
 def takes_conv3x3(c: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None, **around: Tensor | None) -> bool:
@@ -24,31 +23,15 @@ def takes_conv3x3(c: Kernels, x: Tensor, weight: Tensor, bias: Tensor | None, **
         return c.takes_conv3x3(x, weight, bias, **around)
 
 
-def conv3x3(
-    c: Kernels,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    beside: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    up: bool = False,
-    silu: bool = False,
-) -> Tensor:
-    """As `kernels.conv3x3`, with gradients; the result is channels-last."""
-    y = Conv3x3.apply(twins.source(x, beside, up), weight, bias, shift, residual, c)
-    return torch.nn.functional.silu(y) if silu else y
-
-
 class Conv3x3(torch.autograd.Function):
-    """conv(x, weight) + bias + shift + residual."""
+    """A 3x3 convolution as in `kernels.conv3x3`, in C, with what may be added to its result."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shift: Tensor | None, residual: Tensor | None,
         c: Kernels,
     ) -> Tensor:  # fmt: skip
+        """conv(x, weight) + bias + shift + residual, (B, C', H, W) and channels-last."""
         ctx.save_for_backward(x, weight)
         ctx.kernels = c
         return c.conv3x3(x, weight, bias, shift=shift, residual=residual)
@@ -56,7 +39,8 @@ class Conv3x3(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        """The gradients by those arguments that want one, of dy (B, C', H, W)."""
+        (x, weight), dy = ctx.saved_tensors, channels_last(dy)
         wanted, each = ctx.needs_input_grad, dy.sum((2, 3))
         return (
             ctx.kernels.conv3x3_input(dy, weight) if wanted[0] else None,
