@@ -48,7 +48,10 @@ def test_it_learns_its_task_and_is_saved_under_its_name(tmp_path):
     near, far = x.roll(1, dims=3), x.flip(2)
     assert metric(x, x) == 0 < metric(x, near) < metric(x, far)
     save_features(metric, tmp_path / "features.safetensors")
-    assert torch.equal(load_features(tmp_path / "features.safetensors")(x, far), metric(x, far))
+    again = load_features(tmp_path / "features.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), metric.parameters(), strict=True))
+    # Weights may lie in memory in another order now, and torch's convolutions sum in another order for that.
+    torch.testing.assert_close(again(x, far), metric(x, far), rtol=1e-5, atol=0)
 
 
 def test_the_same_seed_gives_the_same_network_and_leaves_the_global_generator_alone():

@@ -19,7 +19,7 @@
  */
 #include "gemm.h"
 
-enum { KEYS = 96, PANELS = 4 };
+enum { KEYS = 192, PANELS = 4 };
 #define SMALLEST -3e38f
 
 typedef struct { long batch, head, token; } Strides; /* in elements */
@@ -43,20 +43,19 @@ INLINE State state(float *p, long d) { return (State){(word *)p, p + d * PANEL, 
 
 /* Keys [keys][d], and values [keys / PER_WORD][d], as words: an odd last key is paired with zero. */
 static void copy_head(const Attention *a, const elem *k, const elem *v, word *k_to, word *v_to) {
-    for (long i = 0; i < a->keys; i++, k += a->sk.token, k_to += a->d / PER_WORD)
-        for (long j = 0; j < a->d; j += PER_WORD) k_to[j / PER_WORD] = join_words(scalar(k[j]), scalar(k[j + PER_WORD - 1]));
+    long words = a->d / PER_WORD;
+    for (long i = 0; i < a->keys; i++, k += a->sk.token, k_to += words)
+        for (long j = 0; j < words; j++) k_to[j] = pair(k[j * PER_WORD], k[j * PER_WORD + PER_WORD - 1]);
     for (long i = 0; i < a->keys; i += PER_WORD, v += PER_WORD * a->sv.token, v_to += a->d) {
         const elem *next = i + PER_WORD <= a->keys ? v + (PER_WORD - 1) * a->sv.token : NULL;
-        for (long j = 0; j < a->d; j++) v_to[j] = join_words(scalar(v[j]), next ? scalar(next[j]) : 0);
+        for (long j = 0; j < a->d; j++) v_to[j] = pair(v[j], next ? next[j] : 0);
     }
 }
 
 static void begin(const Attention *a, const elem *q, long count, State t) {
-    for (long d = 0; d < a->d; d += PER_WORD) for (long j = 0; j < PANEL; j++) {
-        const elem *from = q + j * a->sq.token + d;
-        word w = j < count ? join_words(scalar(from[0]), scalar(from[PER_WORD - 1])) : 0;
-        t.q[d / PER_WORD * PANEL + j] = w;
-    }
+    const elem *rows[PANEL];
+    for (long j = 0; j < PANEL; j++) rows[j] = q + min(j, count - 1) * a->sq.token; /* lanes without a query repeat the last */
+    pack_panel(rows, a->d / PER_WORD, t.q);
     memset(t.o, 0, a->d * PANEL * sizeof *t.o);
     for (long j = 0; j < PANEL; j++) t.m[j] = SMALLEST, t.s[j] = 0;
 }
@@ -69,26 +68,40 @@ static void hide(long n, long ahead, float *s) {
 
 /* Scores of n keys -> their exponentials, in place (as words: with PAIRS, of two keys), and m, s, O brought up to date. */
 static void softmax(const Attention *a, long n, float *s, State t) {
-    vf factor = splat(a->scale * 1.442695041f);
-    for (long half = 0; half < PANEL; half += LANES) {
-        vf old = loadf(t.m + half), most = old, sum = {};
-        for (long i = 0; i < n; i++) most = at_least(most, loadf(s + i * PANEL + half));
-        for (long i = 0; i < n; i += PER_WORD) {
-            vf p = exp2v((loadf(s + i * PANEL + half) - most) * factor), next = {};
-            if (PER_WORD == 2 && i + 1 < n) next = exp2v((loadf(s + (i + 1) * PANEL + half) - most) * factor);
-            sum += p + next;
-            store_words((word *)s + i / PER_WORD * PANEL + half, p, next); /* never beyond what has been read */
-        }
-        vf fade = exp2v((old - most) * factor);
-        storef(t.m + half, most);
-        storef(t.s + half, loadf(t.s + half) * fade + sum);
-        for (long i = 0; i < a->d; i++) storef(t.o + i * PANEL + half, loadf(t.o + i * PANEL + half) * fade);
+    vf factor = splat(a->scale * 1.442695041f), most[2] = {loadf(t.m), loadf(t.m + LANES)}, sum[2] = {}, fade[2];
+    for (long i = 0; i < n; i++) for (int half = 0; half < 2; half++)
+        most[half] = at_least(most[half], loadf(s + i * PANEL + half * LANES));
+    for (long i = 0; i < n; i += PER_WORD) for (int half = 0; half < 2; half++) {
+        const float *from = s + i * PANEL + half * LANES;
+        vf p = exp2v((loadf(from) - most[half]) * factor), next = {};
+        if (PER_WORD == 2 && i + 1 < n) next = exp2v((loadf(from + PANEL) - most[half]) * factor);
+        sum[half] += p + next;
+        store_words((word *)s + i / PER_WORD * PANEL + half * LANES, p, next); /* never beyond what has been read */
+    }
+    for (int half = 0; half < 2; half++) {
+        float *m = t.m + half * LANES, *all = t.s + half * LANES;
+        fade[half] = exp2v((loadf(m) - most[half]) * factor);
+        storef(m, most[half]);
+        storef(all, loadf(all) * fade[half] + sum[half]);
+    }
+    for (long i = 0; i < a->d; i++) for (int half = 0; half < 2; half++) {
+        float *o = t.o + i * PANEL + half * LANES;
+        storef(o, loadf(o) * fade[half]);
     }
 }
 
 static void finish(const Attention *a, elem *o, long count, State t) {
-    for (long j = 0; j < count; j++)
-        for (long d = 0; d < a->d; d++) o[j * a->so.token + d] = element(t.o[d * PANEL + j] / t.s[j]);
+    for (long half = 0; half < PANEL; half += LANES) for (long d = 0; d < a->d; d += LANES) {
+        vf rows[LANES], share = 1.f / loadf(t.s + half);
+        long n = min(LANES, a->d - d);
+        UNROLL for (int i = 0; i < LANES; i++) rows[i] = i < n ? loadf(t.o + (d + i) * PANEL + half) * share : (vf){};
+        transpose(rows);
+        UNROLL for (int j = 0; j < LANES; j++) if (half + j < count) {
+            elem row[LANES];
+            store(row, rows[j]);
+            memcpy(o + (half + j) * a->so.token + d, row, n * sizeof *o);
+        }
+    }
 }
 
 /* Up to PANELS·PANEL queries of one head, from the place `first` on. */

@@ -13,7 +13,27 @@
  * A chunk of tiles is taken at a time, so that D and V stay in the cache. S is four times the weights it is of: where
  * these are many, input channels are taken in groups, D being made again for each.
  */
+#define FLOAT_WORDS /* in every variant: a tile is of 4x4, in float */
 #include "winograd.h"
+
+INLINE void from_points_back(const vf y[4], vf m[6]) { /* A y */
+    vf even_a = y[0] + AA * y[2], odd_a = A * (y[1] + AA * y[3]);
+    vf even_b = y[0] + BB * y[2], odd_b = B * (y[1] + BB * y[3]);
+    m[0] = y[0];
+    m[1] = even_a + odd_a;
+    m[2] = even_a - odd_a;
+    m[3] = even_b + odd_b;
+    m[4] = even_b - odd_b;
+    m[5] = y[3];
+}
+
+INLINE void weight_points_back(const vf o[6], vf g[3]) { /* Gᵀ o */
+    const float a = 1 / (2 * AA * (AA - BB)), b = 1 / (2 * BB * (BB - AA));
+    vf sum_a = a * (o[1] + o[2]), sum_b = b * (o[3] + o[4]);
+    g[0] = 1 / (AA * BB) * o[0] + (sum_a + sum_b);
+    g[1] = a * A * (o[1] - o[2]) + b * B * (o[3] - o[4]);
+    g[2] = AA * sum_a + (BB * sum_b + o[5]);
+}
 
 typedef struct {
     const elem *x, *dy;      /* (batch, h, w, ci) and (batch, h, w, co) */
@@ -87,7 +107,7 @@ int KERNEL(conv3x3_weights)(const elem *x, const elem *dy, elem *dw, long batch,
                             int threads) {
     if (batch < 1 || h < 1 || w < 1 || threads < 1 || ci < PANEL || ci % PANEL || co < LANES || co % LANES)
         return BAD_ARGUMENT;
-    long tiles = batch * ceil_div(h, 4) * ceil_div(w, 4);
+    long tiles = tiles_of(batch, h, w);
     long most = min(ci, max(1, (32L << 20) / (TAPS * co * PANEL * 4)) * PANEL); /* input channels of a group */
     long chunk = min(tiles, max(32, (6L << 20) / (TAPS * (most + co) * 4)));
     size_t inputs = most / PANEL * TAPS * (chunk * PANEL + PAD), gradients = TAPS * (chunk * co + PAD);

@@ -52,15 +52,14 @@ static void gemm(long rows, const word *x, long row, long step, const word *u, l
 }
 
 #ifndef WHOLE
-/* Pack n neighbouring elements of PANEL rows of a matrix: u[k][j] = rows[j][k]. n is a multiple of LANES. */
+/* Pack n neighbouring words of PANEL rows of a matrix: u[k][j] = rows[j][k]. */
 INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
     for (long k = 0; k < n; k += LANES) for (int half = 0; half < 2; half++) {
         vf a[LANES];
-        UNROLL for (int j = 0; j < LANES; j++) a[j] = load(rows[half * LANES + j] + k);
+        UNROLL for (int j = 0; j < LANES; j++) a[j] = words_at(rows[half * LANES + j] + k * PER_WORD, n - k);
         transpose(a);
-        word *to = u + k / PER_WORD * PANEL + half * LANES;
-        UNROLL for (int i = 0; i < LANES; i += PER_WORD)
-            store_words(to + i / PER_WORD * PANEL, a[i], a[i + PER_WORD - 1]);
+        word *to = u + k * PANEL + half * LANES;
+        UNROLL for (int i = 0; i < LANES; i++) if (k + i < n) storef((float *)to + i * PANEL, a[i]);
     }
 }
 #endif

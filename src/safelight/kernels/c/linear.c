@@ -36,7 +36,7 @@ static void pack(const Linear *l, long panel, word *u) {
         long column = panel * width(l) + (l->gate ? j % LANES + j / LANES * l->n : j);
         rows[j] = l->weight + column * l->k;
     }
-    pack_panel(rows, l->k, u);
+    pack_panel(rows, l->k / PER_WORD, u);
 }
 
 static void finish(const Linear *l, long row, long rows, long column, const float *m) {
@@ -93,14 +93,17 @@ int KERNEL(linear)(const elem *x, const elem *weight, const float *bias, const e
         act < NO_ACT || act > QUICK_GELU)
         return BAD_ARGUMENT;
     long panels = n / width(&l), bytes = k / PER_WORD * PANEL * sizeof(word);
-    long size = max(1, min(GROUP_BYTES / bytes, ceil_div(panels, 2 * threads))), groups = ceil_div(panels, size);
+    long most = max(1, GROUP_BYTES / bytes), groups = min(panels, ceil_div(ceil_div(panels, most), threads) * threads);
+    long size = ceil_div(panels, groups); /* of the largest group: all together are as many for each thread */
     long own = size * bytes / sizeof(word) + (WIDEN ? SLAB * k : 0);
     word *u = scratch(threads * own * sizeof *u);
     if (!u) return NO_MEMORY;
     large_pages(y, rows * n * sizeof *y);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (long g = 0; g < groups; g++)
-        group(&l, g * size, min(size, panels - g * size), u + thread_number() * own);
+    for (long g = 0; g < groups; g++) {
+        long first = share(panels, groups, g), n = share(panels, groups, g + 1) - first;
+        group(&l, first, n, u + thread_number() * own);
+    }
     free(u);
     return OK;
 }

@@ -130,7 +130,8 @@ int KERNEL(linear_int8)(const elem *x, const int8_t *weight, const float *scale,
     if (rows < 1 || threads < 1 || k < LANES || k % LANES || k > 1 << 16 || n < width(&l) || n % width(&l))
         return BAD_ARGUMENT; /* 127·255·2^16 < 2^31 */
     long panels = n / width(&l), bytes = l.words * PANEL * sizeof(word);
-    long size = max(1, min(GROUP_BYTES / bytes, ceil_div(panels, 2 * threads))), groups = ceil_div(panels, size);
+    long most = max(1, GROUP_BYTES / bytes), groups = min(panels, ceil_div(ceil_div(panels, most), threads) * threads);
+    long size = ceil_div(panels, groups); /* of the largest group: all together are as many for each thread */
     long own = size * (bytes + 2 * sizeof(vi));
     l.q = scratch(rows * (l.words + 1) * sizeof *l.q);
     char *u = scratch(threads * own);
@@ -143,8 +144,10 @@ int KERNEL(linear_int8)(const elem *x, const int8_t *weight, const float *scale,
 #pragma omp for schedule(static)
         for (long r = 0; r < rows; r++) quantize(&l, r, (int8_t *)mine);
 #pragma omp for schedule(dynamic, 1)
-        for (long g = 0; g < groups; g++)
-            group(&l, g * size, min(size, panels - g * size), (word *)mine, (vi (*)[2])(mine + size * bytes));
+        for (long g = 0; g < groups; g++) {
+            long first = share(panels, groups, g), n = share(panels, groups, g + 1) - first;
+            group(&l, first, n, (word *)mine, (vi (*)[2])(mine + size * bytes));
+        }
     }
     free(l.q);
     free(u);

@@ -1,29 +1,45 @@
-/* Winograd's minimal filtering F(4x4, 3x3): the transforms that a convolution and its gradient share.
+/* Winograd's minimal filtering F(TILE x TILE, 3x3): the transforms that a convolution and its gradient share.
  *
- * A tile of 4x4 outputs y needs 6x6 inputs d. With polynomial interpolation at the points 0, ±a, ±b, infinity,
+ * A tile of TILE x TILE outputs y needs SIDE x SIDE inputs d, SIDE = TILE + 2. With polynomial interpolation at SIDE points,
  *
- *     y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A                    36 products ("taps") instead of 144
+ *     y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A                    SIDE² products ("taps") instead of 9 TILE²
+ *
+ *     TILE  points                     products for an output   words
+ *     4     0, ±3/4, ±3/2, infinity    36/16, not 9             float
+ *     2     0, ±1, infinity            16/4                     pairs of bfloat16, where the CPU multiplies two at once
  *
  * y is linear in the weights g, so what a loss changes by with them is the same walk backwards, from dy to dg:
  *
  *     dg = Gᵀ [ (A dy Aᵀ) ⊙ (Bᵀ d B) ] G                  summed over tiles and pictures
  *
  * Points ±3/4, ±3/2 keep the numbers of all transforms near 1: fp32 errors are those of a direct sum (about 1e-6 of the
- * norm), where the textbook's ±1, ±2 lose a digit. Lanes are channels.
+ * norm), where the textbook's ±1, ±2 lose a digit. In bfloat16 four outputs to a side would still cost one (1e-2), two do
+ * not (4e-3 where rounding the result alone is 2e-3). Lanes are channels.
  *
  * Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", arXiv 1509.09308.
  */
 #pragma once
-#define FLOAT_WORDS /* the transforms amplify: bfloat16 is for the tensors alone */
 #include "gemm.h"
 
-enum { TAPS = 36, PAD = 48 }; /* PAD words between taps keep them from falling on the same cache lines */
+#if defined(PAIRS) && !defined(FLOAT_WORDS)
+enum { TILE = 2 };
+#else
+enum { TILE = 4 };
+#endif
+enum { SIDE = TILE + 2, TAPS = SIDE * SIDE, PAD = 48 }; /* PAD words between taps keep them from the same cache lines */
 #define A 0.75f
 #define B 1.5f
 #define AA (A * A)
 #define BB (B * B)
 
-INLINE void to_points(const vf d[6], vf o[6]) { /* Bᵀ d */
+INLINE void to_points(const vf d[SIDE], vf o[SIDE]) { /* Bᵀ d */
+    if (TILE == 2) {
+        o[0] = d[0] - d[2];
+        o[1] = d[1] + d[2];
+        o[2] = d[2] - d[1];
+        o[3] = d[1] - d[3];
+        return;
+    }
     vf even_a = d[4] - BB * d[2], odd_a = A * (d[3] - BB * d[1]);
     vf even_b = d[4] - AA * d[2], odd_b = B * (d[3] - AA * d[1]);
     o[0] = AA * BB * d[0] + (d[4] - (AA + BB) * d[2]);
@@ -34,7 +50,12 @@ INLINE void to_points(const vf d[6], vf o[6]) { /* Bᵀ d */
     o[5] = AA * BB * d[1] + (d[5] - (AA + BB) * d[3]);
 }
 
-INLINE void from_points(const vf m[6], vf y[4]) { /* Aᵀ m */
+INLINE void from_points(const vf m[SIDE], vf y[TILE]) { /* Aᵀ m */
+    if (TILE == 2) {
+        y[0] = m[0] + (m[1] + m[2]);
+        y[1] = (m[1] - m[2]) - m[3];
+        return;
+    }
     vf sum_a = m[1] + m[2], dif_a = m[1] - m[2], sum_b = m[3] + m[4], dif_b = m[3] - m[4];
     y[0] = m[0] + (sum_a + sum_b);
     y[1] = A * dif_a + B * dif_b;
@@ -42,7 +63,15 @@ INLINE void from_points(const vf m[6], vf y[4]) { /* Aᵀ m */
     y[3] = A * AA * dif_a + (B * BB * dif_b + m[5]);
 }
 
-INLINE void weight_points(const vf g[3], vf o[6]) { /* G g */
+INLINE void weight_points(const vf g[3], vf o[SIDE]) { /* G g */
+    if (TILE == 2) {
+        vf even = 0.5f * (g[0] + g[2]), odd = 0.5f * g[1];
+        o[0] = g[0];
+        o[1] = even + odd;
+        o[2] = even - odd;
+        o[3] = g[2];
+        return;
+    }
     const float a = 1 / (2 * AA * (AA - BB)), b = 1 / (2 * BB * (BB - AA));
     vf even_a = a * (g[0] + AA * g[2]), odd_a = a * A * g[1];
     vf even_b = b * (g[0] + BB * g[2]), odd_b = b * B * g[1];
@@ -54,56 +83,39 @@ INLINE void weight_points(const vf g[3], vf o[6]) { /* G g */
     o[5] = g[2];
 }
 
-INLINE void from_points_back(const vf y[4], vf m[6]) { /* A y */
-    vf even_a = y[0] + AA * y[2], odd_a = A * (y[1] + AA * y[3]);
-    vf even_b = y[0] + BB * y[2], odd_b = B * (y[1] + BB * y[3]);
-    m[0] = y[0];
-    m[1] = even_a + odd_a;
-    m[2] = even_a - odd_a;
-    m[3] = even_b + odd_b;
-    m[4] = even_b - odd_b;
-    m[5] = y[3];
-}
-
-INLINE void weight_points_back(const vf o[6], vf g[3]) { /* Gᵀ o */
-    const float a = 1 / (2 * AA * (AA - BB)), b = 1 / (2 * BB * (BB - AA));
-    vf sum_a = a * (o[1] + o[2]), sum_b = b * (o[3] + o[4]);
-    g[0] = 1 / (AA * BB) * o[0] + (sum_a + sum_b);
-    g[1] = a * A * (o[1] - o[2]) + b * B * (o[3] - o[4]);
-    g[2] = AA * sum_a + (BB * sum_b + o[5]);
-}
-
 typedef struct { long b, top, left; } Place; /* of a tile: its picture, and its first pixel */
 
+INLINE long tiles_of(long batch, long h, long w) { return batch * ceil_div(h, TILE) * ceil_div(w, TILE); }
+
 INLINE Place place(long h, long w, long tile) {
-    long across = ceil_div(w, 4), down = ceil_div(h, 4);
-    return (Place){tile / (across * down), tile / across % down * 4, tile % across * 4};
+    long across = ceil_div(w, TILE), down = ceil_div(h, TILE);
+    return (Place){tile / (across * down), tile / across % down * TILE, tile % across * TILE};
 }
 
-/* Which pixels are the 6x6 inputs of a tile: -1 outside. With `up`, those of a map of half of h and w. */
+/* Which pixels are the inputs of a tile: -1 outside. With `up`, those of a map of half of h and w. */
 INLINE void inputs_of(Place p, long h, long w, int up, long pixel[TAPS]) {
-    for (int i = 0; i < 6; i++) for (int j = 0; j < 6; j++) {
+    for (int i = 0; i < SIDE; i++) for (int j = 0; j < SIDE; j++) {
         long row = p.top - 1 + i, col = p.left - 1 + j;
         int inside = row >= 0 && col >= 0 && row < h && col < w;
         long found = up ? (p.b * (h / 2) + row / 2) * (w / 2) + col / 2 : (p.b * h + row) * w + col;
-        pixel[i * 6 + j] = inside ? found : -1;
+        pixel[i * SIDE + j] = inside ? found : -1;
     }
 }
 
-/* LANES channels of those pixels of x, which has `channels` of them, -> their 36 taps, `tap` words apart. */
+/* LANES channels of those pixels of x, which has `channels` of them, -> their taps, `tap` words apart. */
 INLINE void input_taps(const elem *x, long channels, const long pixel[TAPS], word *to, long tap) {
     static const elem zeros[LANES];
-    vf half[6][6], column[6], row[6];
-    UNROLL for (int j = 0; j < 6; j++) {
-        UNROLL for (int i = 0; i < 6; i++) {
-            long at = pixel[i * 6 + j];
+    vf half[SIDE][SIDE], column[SIDE], row[SIDE];
+    UNROLL for (int j = 0; j < SIDE; j++) {
+        UNROLL for (int i = 0; i < SIDE; i++) {
+            long at = pixel[i * SIDE + j];
             column[i] = load(at < 0 ? zeros : x + at * channels);
         }
         to_points(column, row);
-        UNROLL for (int i = 0; i < 6; i++) half[i][j] = row[i];
+        UNROLL for (int i = 0; i < SIDE; i++) half[i][j] = row[i];
     }
-    UNROLL for (int i = 0; i < 6; i++) {
+    UNROLL for (int i = 0; i < SIDE; i++) {
         to_points(half[i], row);
-        UNROLL for (int j = 0; j < 6; j++) storef(to + (i * 6 + j) * tap, row[j]);
+        UNROLL for (int j = 0; j < SIDE; j++) store_as_words(to + (i * SIDE + j) * tap, row[j]);
     }
 }
