@@ -1,6 +1,6 @@
 """The few hot operations of the networks: floor 0 of the house, torch alone.
 
-    attention, group_norm, conv3x3, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
+    attention, group_norm, conv3x3, conv1x1, linear, geglu    what `safelight.models` calls; `fast` asks for the C kernels
     prepare     lets every part of a network ask for them, and turns its linear layers to int8 if that is wanted
     quantize    rounds rows of numbers to 8 bits
     reused      keeps the memory of large results for later ones, within a `with` or a function
@@ -28,7 +28,7 @@ from safelight.kernels.choice import convolution, kernels_for, pays, report
 from safelight.kernels.twins import quantize
 
 __all__ = [
-    "attention", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report", "reused",
+    "attention", "conv1x1", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize", "report", "reused",
 ]  # fmt: skip
 
 
@@ -100,6 +100,28 @@ def conv3x3(
             return c.conv3x3_of_few(x, weight, bias, **around, up=up, down=down, silu=silu)
         return c.conv3x3(x, weight, bias, **around, up=up, silu=silu)
     return twins.conv3x3(x, weight, bias, **around, up=up, down=down, silu=silu)
+
+
+def conv1x1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    fast: bool = False,
+) -> Tensor:
+    """A 1x1 convolution, which is a `linear` of each pixel's channels, + `residual`.
+
+    x is (B, C, H, W); weight (C', C, 1, 1); the result and `residual` (B, C', H, W). `scale` (C') as in `linear`.
+    """
+    pixels, weights = x.permute(0, 2, 3, 1), weight.flatten(1)
+    beside = None if residual is None else residual.permute(0, 2, 3, 1)
+    c = kernels_for(x.dtype) if fast else None
+    worth = c and pays(c, "linear" if scale is None else "linear_int8", rows(pixels), weights=weight.numel())
+    if c and worth and c.takes_linear(pixels, weights, bias, scale=scale, residual=beside):
+        return c.linear(pixels, weights, bias, scale=scale, residual=beside).permute(0, 3, 1, 2)
+    return twins.conv1x1(x, weight, bias, scale=scale, residual=residual)
 
 
 def linear(

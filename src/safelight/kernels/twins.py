@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["attention", "conv3x3", "conv3x3_input", "conv3x3_weights", "geglu", "group_norm", "linear", "quantize"]
+__all__ = [
+    "attention", "conv1x1", "conv3x3", "conv3x3_input", "conv3x3_weights", "geglu", "group_norm", "linear", "quantize",
+]  # fmt: skip
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -42,6 +44,22 @@ def conv3x3(
     if residual is not None:
         y = residual + y
     return F.silu(y) if silu else y
+
+
+def conv1x1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.conv1x1`."""
+    if scale is None:
+        y = F.conv2d(x, weight, bias)
+    else:
+        y = linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias, scale=scale).permute(0, 3, 1, 2)
+    return y if residual is None else residual + y
 
 
 def conv3x3_input(dy: Tensor, weight: Tensor) -> Tensor:

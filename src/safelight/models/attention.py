@@ -9,7 +9,7 @@ Transformer         an image's pixels as tokens through transformer blocks, + x:
 from torch import Tensor, nn
 
 from safelight import kernels
-from safelight.models.layers import GroupNorm, Linear
+from safelight.models.layers import Conv1x1, GroupNorm, Linear
 from safelight.models.once import Once, fan_out, read
 
 __all__ = ["GEGLU", "Attention", "AttentionBlock", "Transformer", "TransformerBlock"]
@@ -34,18 +34,18 @@ class Attention(nn.Module):
         self.to_v = layer(source, dim, bias=bias)
         self.to_out = nn.Sequential(Linear(dim, dim))  # a list of one, because the field names it to_out.0
 
-    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
-        """x (B, L, dim) attends to context (B, M, context_dim), or to itself -> (B, L, dim)."""
-        return self.attend(x, *read(x if context is None else context, self.keys_values))
+    def forward(self, x: Tensor, context: Tensor | Once | None = None, *, residual: Tensor | None = None) -> Tensor:
+        """x (B, L, dim) attends to context (B, M, context_dim), or to itself -> (B, L, dim), + `residual`."""
+        return self.attend(x, *read(x if context is None else context, self.keys_values), residual=residual)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Context (B, M, D) -> keys and values, each (B, heads, M, d): all that a net needs to know of a prompt."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """x (B, L, dim) asks; keys and values as from `keys_values` -> (B, L, dim)."""
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """x (B, L, dim) asks; keys and values as from `keys_values` -> (B, L, dim), + `residual`."""
         y = kernels.attention(self.split(self.to_q(x)), keys, values, fast=self.fast)
-        return self.to_out(y.transpose(1, 2).flatten(2))
+        return self.to_out[0](y.transpose(1, 2).flatten(2), residual=residual)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, heads·d) -> (B, heads, L, d)."""
@@ -63,9 +63,9 @@ class AttentionBlock(Attention):
         super().__init__(channels, heads, bias=True)
         self.group_norm = nn.Identity() if groups is None else GroupNorm(groups, channels, eps)
 
-    def forward(self, x: Tensor, context: Tensor | Once | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Once | None = None, *, residual: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) -> the same shape. `context` is not used: a Transformer may stand in this place."""
-        return x + to_image(super().forward(to_tokens(self.group_norm(x))), x)
+        return to_image(super().forward(to_tokens(self.group_norm(x)), residual=to_tokens(x)), x)
 
 
 class GEGLU(nn.Module):
@@ -90,9 +90,9 @@ class FeedForward(nn.Module):
         # The middle place was once a dropout; the field names the last layer net.2 ever since.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> the same shape."""
-        return self.net(x)
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """(..., dim) -> the same shape, + `residual`."""
+        return self.net[2](self.net[1](self.net[0](x)), residual=residual)
 
 
 class TransformerBlock(nn.Module):
@@ -117,10 +117,10 @@ class TransformerBlock(nn.Module):
         """
         if self.only_cross_attention:
             x = fan_out(x, len(context))
-        x = x + self.attn1(self.norm1(x), context if self.only_cross_attention else None)
+        x = self.attn1(self.norm1(x), context if self.only_cross_attention else None, residual=x)
         x = fan_out(x, len(context))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = self.attn2(self.norm2(x), context, residual=x)
+        return self.ff(self.norm3(x), residual=x)
 
 
 class Transformer(nn.Module):
@@ -144,12 +144,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = GroupNorm(groups, channels, 1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_dim, only_cross_attention=only_cross_attention)
             for _ in range(depth)
         )
-        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor | Once) -> Tensor:
         """x (B, C, H, W), context (B or n·B, M, context_dim) -> (B or n·B, C, H, W)."""
@@ -158,7 +158,9 @@ class Transformer(nn.Module):
         for block in self.transformer_blocks:
             h = block(h, context)
         x = fan_out(x, len(h))
-        return x + (to_image(self.proj_out(h), x) if self.linear_projection else self.proj_out(to_image(h, x)))
+        if self.linear_projection:
+            return to_image(self.proj_out(h, residual=to_tokens(x)), x)
+        return self.proj_out(to_image(h, x), residual=x)
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from safelight import kernels
 from safelight.errors import InputError
 from safelight.models.attention import AttentionBlock
 from safelight.models.autoencoder_config import DOWN_BLOCKS, UP_BLOCKS, AutoencoderConfig
@@ -107,7 +108,8 @@ class Autoencoder(nn.Module):
         """Put x through a network whole, or in tiles with a side of `tile` pixels that overlap by a quarter."""
         x = x.to(self.dtype)
         if tile is None:
-            return network(x)
+            with kernels.reused():
+                return network(x)
         cells, rest = divmod(tile, self.config.factor)
         if rest or cells < 2:
             raise InputError(

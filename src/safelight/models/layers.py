@@ -94,9 +94,31 @@ class Linear(nn.Linear):
             whole, scale = kernels.quantize(self.weight.detach())
             self.weight, self.scale = nn.Parameter(whole.to(torch.int8), requires_grad=False), scale[:, 0]
 
-    def forward(self, x: Tensor, *, act: str | None = None) -> Tensor:
-        """(..., in_features) -> (..., out_features), then `act`; see `kernels.linear`."""
-        return kernels.linear(x, self.weight, self.bias, scale=self.scale, act=act, fast=self.fast)
+    def forward(self, x: Tensor, *, act: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """(..., in_features) -> (..., out_features), then `act`, + `residual`; see `kernels.linear`."""
+        return kernels.linear(x, self.weight, self.bias, scale=self.scale, act=act, residual=residual, fast=self.fast)
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution: a linear layer of each pixel's channels. `scale` and `to_int8` as in Linear."""
+
+    fast = False
+    scale: Tensor | None
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.register_buffer("scale", None)
+
+    def to_int8(self) -> None:
+        """Round the weight, which is let go of: each row to 127ths of its largest. This cannot be undone."""
+        if self.scale is None:
+            whole, scale = kernels.quantize(self.weight.detach().flatten(1))
+            self.weight = nn.Parameter(whole.to(torch.int8)[:, :, None, None], requires_grad=False)
+            self.scale = scale[:, 0]
+
+    def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W), + `residual`; see `kernels.conv1x1`."""
+        return kernels.conv1x1(x, self.weight, self.bias, scale=self.scale, residual=residual, fast=self.fast)
 
 
 class Conv3x3(nn.Conv2d):
@@ -192,7 +214,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
         same = in_channels == out_channels
-        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv_shortcut = nn.Identity() if same else Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor | Once | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """x (B, C, H, W) and emb (B or 1, emb_channels) -> (B, out_channels, H', W'); `size` is H', W' for "up"."""

@@ -117,10 +117,12 @@ def observed(unet: UNet, see: Callable[[Weights], None]) -> Iterator[None]:
             layer.__dict__.pop("attend", None)
 
 
-def _seen(layer: Attention, see: Callable[[Weights], None], x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _seen(
+    layer: Attention, see: Callable[[Weights], None], x: Tensor, keys: Tensor, values: Tensor, **around: Tensor | None
+) -> Tensor:
     q = layer.split(layer.to_q(x))
     see((q.float() @ keys.float().transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1))
-    return Attention.attend(layer, x, keys, values)
+    return Attention.attend(layer, x, keys, values, **around)
 
 
 class Heat:
