@@ -125,10 +125,15 @@ class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 or 2 with a border of one zero, and what may be added to its result."""
 
     fast = False
+    rough = False
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: Literal[1, 2] = 1) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
         self.down = stride == 2
+
+    def to_int8(self) -> None:
+        """Compute no nearer than layers in 8 bits do, where that is faster: see `rough` of `kernels.conv3x3`."""
+        self.rough = True
 
     def forward(
         self, x: Tensor, *, shift: Tensor | None = None, residual: Tensor | None = None, up: bool = False
@@ -138,8 +143,9 @@ class Conv3x3(nn.Conv2d):
         See `kernels.conv3x3`.
         """
         return kernels.conv3x3(
-            x, self.weight, self.bias, shift=shift, residual=residual, up=up, down=self.down, fast=self.fast
-        )
+            x, self.weight, self.bias, shift=shift, residual=residual,
+            up=up, down=self.down, rough=self.rough, fast=self.fast,
+        )  # fmt: skip
 
 
 class Downsample(nn.Module):

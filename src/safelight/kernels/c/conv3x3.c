@@ -13,6 +13,9 @@
  * times the size of the plain ones, and the time to read them.
  */
 #include "winograd.h"
+#ifndef CONVOLUTION
+#define CONVOLUTION conv3x3
+#endif
 
 enum { KC = 160, U_TAP = KC * PANEL + PAD }; /* KC: words of input channels at a time, at most */
 #define M_BYTES (256 << 10)
@@ -123,7 +126,7 @@ static void panel(const Conv *c, long co, long first, long n, long step, const w
     }
 }
 
-int KERNEL(conv3x3)(const elem *x1, const elem *x2, const elem *weight, const float *bias, const elem *residual, elem *y,
+int KERNEL(CONVOLUTION)(const elem *x1, const elem *x2, const elem *weight, const float *bias, const elem *residual, elem *y,
                     long batch, long h, long w, long c1, long ci, long co, long bias_step, int turned, int up,
                     int act, int threads) {
     if (batch < 1 || h < 1 || w < 1 || threads < 1 || c1 < 1 || c1 > ci) return BAD_ARGUMENT;

@@ -21,8 +21,11 @@
 #pragma once
 #include "gemm.h"
 
+#ifndef TILE_OF_PAIRS
+#define TILE_OF_PAIRS 2
+#endif
 #if defined(PAIRS) && !defined(FLOAT_WORDS)
-enum { TILE = 2 };
+enum { TILE = TILE_OF_PAIRS };
 #else
 enum { TILE = 4 };
 #endif
