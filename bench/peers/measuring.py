@@ -5,7 +5,7 @@ So a busy machine is busy for all of them, and what each process has held at mos
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -22,7 +22,7 @@ ROOM = 6 * 2**30  # bytes that loading Stable Diffusion 1 takes at most, but for
 
 @dataclass
 class Result:
-    """What a contestant did in a row: seconds, and bytes. `apart` is its distance from the first one's answer.
+    """What a contestant did in a row: seconds, and bytes. `apart` is its distance from the row's reference.
 
     `imports`, `load` and `first` are what comes before the turns: a cold start is their sum. `error` says why there is
     nothing.
@@ -127,6 +127,7 @@ def measure(
     row: Row, contestants: Sequence[Contestant], pythons: Mapping[str, Path], inputs: Path, setting: Setting
 ) -> dict[str, Result]:
     """Measure a row: results by contestants' names, of those who failed too."""
+    exact = reference(row, contestants, pythons, inputs, setting)
     with ExitStack() as stack:
         seats = [stack.enter_context(Seat(one, pythons[one.name], row, inputs, setting)) for one in contestants]
         for seat in seats:
@@ -136,13 +137,32 @@ def measure(
             first = turn % max(len(present), 1)
             for seat in present[first:] + present[:first]:
                 seat.turn()
-    compare([seat for seat in seats if not seat.result.error])
+    compare([seat for seat in seats if not seat.result.error], exact)
     return {seat.one.name: seat.result for seat in seats}
 
 
-def compare(seats: Sequence[Seat]) -> None:
-    """Note each one's |answer - first's| / |first's|, Euclidean norms over the whole answer."""
+def reference(
+    row: Row, contestants: Sequence[Contestant], pythons: Mapping[str, Path], inputs: Path, setting: Setting
+) -> Path | None:
+    """A file of diffusers' answer in float32, where all run in less and it takes part; None: Safelight's own will do.
+
+    It is made once, since inputs and weights have a seed. Whole pictures are left out: they take too long.
+    """
+    one = next((one for one in contestants if one.name == "diffusers"), None)
+    if one is None or setting.dtype == "float32" or row.kind == "draw":
+        return None
+    seat = Seat(one, pythons[one.name], row, inputs, replace(setting, dtype="float32"))
+    seat.answer = setting.cache / "inputs" / f"{row.key}-float32.npy"
+    if not seat.answer.exists():
+        with seat:
+            seat.sit()
+    return seat.answer if seat.answer.exists() else None
+
+
+def compare(seats: Sequence[Seat], exact: Path | None) -> None:
+    """Note each one's |answer - exact| / |exact|, Euclidean norms over the whole answer; or from the first's."""
     answers = [np.load(seat.answer).astype(np.float64) for seat in seats]
+    target = answers[0] if exact is None else np.load(exact).astype(np.float64)
     for seat, answer in zip(seats, answers, strict=True):
-        if answer.shape == answers[0].shape:
-            seat.result.apart = float(np.linalg.norm(answer - answers[0]) / np.linalg.norm(answers[0]))
+        if answer.shape == target.shape:
+            seat.result.apart = float(np.linalg.norm(answer - target) / np.linalg.norm(target))

@@ -107,25 +107,19 @@ def conv3x3(
 
 
 def conv1x1(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    scale: Tensor | None = None,
-    residual: Tensor | None = None,
-    fast: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None, fast: bool = False
 ) -> Tensor:
     """A 1x1 convolution, which is a `linear` of each pixel's channels, + `residual`.
 
-    x is (B, C, H, W); weight (C', C, 1, 1); the result and `residual` (B, C', H, W). `scale` (C') as in `linear`.
+    x is (B, C, H, W); weight (C', C, 1, 1); bias (C'); the result and `residual` are (B, C', H, W).
     """
     pixels, weights = x.permute(0, 2, 3, 1), weight.flatten(1)
     beside = None if residual is None else residual.permute(0, 2, 3, 1)
     c = kernels_for(x.dtype) if fast else None
-    worth = c and pays(c, "linear" if scale is None else "linear_int8", rows(pixels), weights=weight.numel())
-    if c and worth and c.takes_linear(pixels, weights, bias, scale=scale, residual=beside):
-        return c.linear(pixels, weights, bias, scale=scale, residual=beside).permute(0, 3, 1, 2)
-    return twins.conv1x1(x, weight, bias, scale=scale, residual=residual)
+    worth = c and pays(c, "linear", rows(pixels), weights=weight.numel())
+    if c and worth and c.takes_linear(pixels, weights, bias, residual=beside):
+        return c.linear(pixels, weights, bias, residual=beside).permute(0, 3, 1, 2)
+    return twins.conv1x1(x, weight, bias, residual=residual)
 
 
 def linear(

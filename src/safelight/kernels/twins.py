@@ -46,19 +46,9 @@ def conv3x3(
     return F.silu(y) if silu else y
 
 
-def conv1x1(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    scale: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
     """See `kernels.conv1x1`."""
-    if scale is None:
-        y = F.conv2d(x, weight, bias)
-    else:
-        y = linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias, scale=scale).permute(0, 3, 1, 2)
+    y = F.conv2d(x, weight, bias)
     return y if residual is None else residual + y
 
 

@@ -144,12 +144,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = GroupNorm(groups, channels, 1e-6)
-        self.proj_in = Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
+        self.proj_in = nn.Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_dim, only_cross_attention=only_cross_attention)
             for _ in range(depth)
         )
-        self.proj_out = Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
+        self.proj_out = nn.Linear(channels, channels) if linear_projection else Conv1x1(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor | Once) -> Tensor:
         """x (B, C, H, W), context (B or n·B, M, context_dim) -> (B or n·B, C, H, W)."""
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
             h = block(h, context)
         x = fan_out(x, len(h))
         if self.linear_projection:
-            return to_image(self.proj_out(h, residual=to_tokens(x)), x)
+            return x + to_image(self.proj_out(h), x)
         return self.proj_out(to_image(h, x), residual=x)
 
 

@@ -100,25 +100,16 @@ class Linear(nn.Linear):
 
 
 class Conv1x1(nn.Conv2d):
-    """A 1x1 convolution: a linear layer of each pixel's channels. `scale` and `to_int8` as in Linear."""
+    """A 1x1 convolution: a linear layer of each pixel's channels."""
 
     fast = False
-    scale: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
-        self.register_buffer("scale", None)
-
-    def to_int8(self) -> None:
-        """Round the weight, which is let go of: each row to 127ths of its largest. This cannot be undone."""
-        if self.scale is None:
-            whole, scale = kernels.quantize(self.weight.detach().flatten(1))
-            self.weight = nn.Parameter(whole.to(torch.int8)[:, :, None, None], requires_grad=False)
-            self.scale = scale[:, 0]
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W), + `residual`; see `kernels.conv1x1`."""
-        return kernels.conv1x1(x, self.weight, self.bias, scale=self.scale, residual=residual, fast=self.fast)
+        return kernels.conv1x1(x, self.weight, self.bias, residual=residual, fast=self.fast)
 
 
 class Conv3x3(nn.Conv2d):
