@@ -1,5 +1,6 @@
 """Memory of large results is used again when nobody reads it, and never before."""
 
+import mmap
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from safelight.kernels import buffers
 from safelight.kernels.buffers import LARGE, empty, reused
 
 FLOATS = LARGE // 4
+WAITS = hasattr(mmap, "MADV_FREE")
 
 
 def large(times: int = 1) -> torch.Tensor:
@@ -94,7 +96,54 @@ def test_within_another_it_joins():
         assert len(buffers._kept.get()) == 2
 
 
-def test_memory_goes_at_the_end():
+@pytest.fixture(autouse=True)
+def nothing_waits():
+    buffers.release()
+    yield
+    buffers.release()
+
+
+@pytest.mark.skipif(not WAITS, reason="this system cannot take back what waits")
+def test_at_the_end_free_memory_waits_for_the_next():
+    with reused():
+        first, read = large().fill_(1), large().fill_(2)
+        place = first.data_ptr()
+        del first
+    assert len(buffers._idle) == 1 and (read == 2).all()
+    with reused():
+        again = large().fill_(3)
+        assert again.data_ptr() == place and buffers._idle == []
+        assert large().data_ptr() not in (place, read.data_ptr())
+    buffers.release()
+    assert buffers._idle == []
+
+
+@pytest.mark.skipif(not WAITS, reason="this system cannot take back what waits")
+def test_what_waits_is_bounded(monkeypatch):
+    monkeypatch.setattr(buffers, "IDLE", 2 * LARGE)
+    with reused():
+        several = [large() for _ in range(4)]
+        del several
+    assert len(buffers._idle) == 2
+
+
+@pytest.mark.skipif(not WAITS, reason="this system cannot take back what waits")
+def test_threads_share_what_waits_and_nothing_else():
+    with reused():
+        del (several := {"a": large(), "b": large()})["a"], several
+    with reused(), ThreadPoolExecutor(1) as pool:
+        mine = large().fill_(1)
+
+        @reused()
+        def other() -> bool:
+            return large().fill_(2).data_ptr() == mine.data_ptr()
+
+        assert not pool.submit(other).result() and (mine == 1).all()
+
+
+def test_memory_goes_at_the_end(monkeypatch):
+    monkeypatch.setattr(buffers, "IDLE", 0)
+
     @reused()
     def draw() -> tuple[torch.Tensor, list]:
         parts = large(), large(2)

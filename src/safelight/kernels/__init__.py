@@ -3,7 +3,7 @@
     attention, group_norm, conv3x3, conv1x1, linear, geglu    what `safelight.models` calls; `fast` asks for C
     prepare     lets every part of a network ask for them, and turns its linear layers to int8 if that is wanted
     quantize    rounds rows of numbers to 8 bits
-    reused      keeps the memory of large results for later ones, within a `with` or a function
+    reused      keeps the memory of large results for later ones, within a `with` or a function; `release` lets go
     twins.py    each in plain torch: what it means, and what trains or runs wherever there is nothing faster
     gradients.py  the convolution in C, with its gradients
     c/          each in C, for CPUs with AVX2 or AVX-512; gemm.h is the loop that all share, vec.h the vectors
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.kernels import gradients, twins
-from safelight.kernels.buffers import reused
+from safelight.kernels.buffers import release, reused
 from safelight.kernels.choice import convolution, kernels_for, pays, report
 from safelight.kernels.twins import quantize
 
 __all__ = [
     "attention", "conv1x1", "conv3x3", "geglu", "group_norm", "kernels_for", "linear", "prepare", "quantize",
-    "report", "reused",
+    "release", "report", "reused",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Parameter names are those of diffusers' AutoencoderKL and VQModel: `encoder.down
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ class Autoencoder(nn.Module):
         """Put x through a network whole, or in tiles with a side of `tile` pixels that overlap by a quarter."""
         x = x.to(self.dtype)
         if tile is None:
-            with kernels.reused():
+            with nullcontext() if torch.is_grad_enabled() else kernels.reused():
                 return network(x)
         cells, rest = divmod(tile, self.config.factor)
         if rest or cells < 2:

@@ -214,6 +214,8 @@ def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tenso
 def printed(model: LatentDiffusion, latents: Tensor, tile: str) -> tuple[Image.Image, ...]:
     """Decode latents (B, C, h, w) one by one, each in the memory of the last: not in strips, which are to save it."""
     _, strips = _parts(_pixels(model.autoencoder, latents), tile)
+    if strips:
+        kernels.release()
     with nullcontext() if strips else kernels.reused():
         return tuple(to_pil(decode(model, one[None], tile)[0]) for one in latents)
 
