@@ -14,8 +14,8 @@ def versions():
 
 
 def variant() -> str:
-    found = kernels.kernels_for(torch.float32)
-    return found.variant.name if found else "none"
+    found = [kernels.kernels_for(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    return ", ".join(one.variant.name for one in found if one) or "none"
 
 
 def load(job):
