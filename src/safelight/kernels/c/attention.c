@@ -92,9 +92,9 @@ static void softmax(const Attention *a, long n, float *s, State t) {
 
 static void finish(const Attention *a, elem *o, long count, State t) {
     for (long half = 0; half < PANEL; half += LANES) for (long d = 0; d < a->d; d += LANES) {
-        vf rows[LANES], share = 1.f / loadf(t.s + half);
+        vf rows[LANES], inverse = 1.f / loadf(t.s + half);
         long n = min(LANES, a->d - d);
-        UNROLL for (int i = 0; i < LANES; i++) rows[i] = i < n ? loadf(t.o + (d + i) * PANEL + half) * share : (vf){};
+        UNROLL for (int i = 0; i < LANES; i++) rows[i] = i < n ? loadf(t.o + (d + i) * PANEL + half) * inverse : (vf){};
         transpose(rows);
         UNROLL for (int j = 0; j < LANES; j++) if (half + j < count) {
             elem row[LANES];

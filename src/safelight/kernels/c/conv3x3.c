@@ -17,7 +17,7 @@
 #define CONVOLUTION conv3x3
 #endif
 
-enum { KC = 160, U_TAP = KC * PANEL + PAD }; /* KC: words of input channels at a time, at most */
+enum { KC = TILE == 2 ? 160 : 128, U_TAP = KC * PANEL + PAD }; /* KC: words of input channels at a time, at most */
 #define M_BYTES (256 << 10)
 
 typedef struct {
@@ -48,7 +48,7 @@ static void plain_weights(const Conv *c, long co, long ci, long n, word *to) { /
         const elem *rows[PANEL], *from = c->weight + (ci * 9 + 8 - t) * c->co + co;
         for (int j = 0; j < PANEL; j++) {
             rows[j] = c->weight + ((co + j) * 9 + t) * c->ci + ci;
-            __builtin_prefetch(rows[j] + 1 * LANES * PER_WORD); /* the next ones, which lie apart */
+            __builtin_prefetch(rows[j] + LANES * PER_WORD); /* the next ones, which lie apart */
         }
         if (!c->turned) {
             pack_panel(rows, n, to);
@@ -65,18 +65,18 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
     for (long k = 0; k < n; k += LANES) {
         plain_weights(c, co, ci + k * PER_WORD, min(LANES, n - k), plain);
         for (int i = 0; i < min(LANES, n - k); i++) for (int half = 0; half < PANEL; half += LANES) {
-            vf g[9][PER_WORD], column[3], columns[SIDE][3], o[PER_WORD][TAPS], row[SIDE];
+            vf g[9][PER_WORD], columns[PER_WORD][SIDE][3], column[3], row[PER_WORD][SIDE];
             UNROLL for (int t = 0; t < 9; t++) elements(load_words(plain + (t * LANES + i) * PANEL + half), g[t]);
-            UNROLL for (int e = 0; e < PER_WORD; e++) {
-                UNROLL for (int x = 0; x < 3; x++) {
-                    UNROLL for (int y = 0; y < 3; y++) column[y] = g[y * 3 + x][e];
-                    weight_points(column, row);
-                    UNROLL for (int y = 0; y < SIDE; y++) columns[y][x] = row[y];
-                }
-                UNROLL for (int y = 0; y < SIDE; y++) weight_points(columns[y], o[e] + y * SIDE);
+            UNROLL for (int e = 0; e < PER_WORD; e++) UNROLL for (int x = 0; x < 3; x++) {
+                UNROLL for (int y = 0; y < 3; y++) column[y] = g[y * 3 + x][e];
+                weight_points(column, row[e]);
+                UNROLL for (int y = 0; y < SIDE; y++) columns[e][y][x] = row[e][y];
             }
-            UNROLL for (int t = 0; t < TAPS; t++)
-                store_words(u + t * U_TAP + (k + i) * PANEL + half, o[0][t], o[PER_WORD - 1][t]);
+            word *to = u + (k + i) * PANEL + half;
+            UNROLL for (int y = 0; y < SIDE; y++) {
+                UNROLL for (int e = 0; e < PER_WORD; e++) weight_points(columns[e][y], row[e]);
+                UNROLL for (int x = 0; x < SIDE; x++, to += U_TAP) store_words(to, row[0][x], row[PER_WORD - 1][x]);
+            }
         }
     }
 }

@@ -52,14 +52,20 @@ static void gemm(long rows, const word *x, long row, long step, const word *u, l
 }
 
 #ifndef WHOLE
-/* Pack n neighbouring words of PANEL rows of a matrix: u[k][j] = rows[j][k]. */
-INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
-    for (long k = 0; k < n; k += LANES) for (int half = 0; half < 2; half++) {
+/* Pack up to LANES neighbouring words of PANEL rows of a matrix, n of them: u[k][j] = rows[j][at + k]. */
+INLINE void pack_block(const elem *const rows[PANEL], long at, long n, word *u) {
+    for (int half = 0; half < PANEL; half += LANES) {
         vf a[LANES];
-        UNROLL for (int j = 0; j < LANES; j++) a[j] = words_at(rows[half * LANES + j] + k * PER_WORD, n - k);
+        UNROLL for (int j = 0; j < LANES; j++) a[j] = words_at(rows[half + j] + at * PER_WORD, n);
         transpose(a);
-        word *to = u + k * PANEL + half * LANES;
-        UNROLL for (int i = 0; i < LANES; i++) if (k + i < n) storef((float *)to + i * PANEL, a[i]);
+        UNROLL for (int i = 0; i < LANES; i++) if (i < n) storef((float *)(u + i * PANEL + half), a[i]);
     }
+}
+
+/* Pack n of them; whole blocks ask nothing about each word. */
+INLINE void pack_panel(const elem *const rows[PANEL], long n, word *u) {
+    long at = 0;
+    for (; at + LANES <= n; at += LANES) pack_block(rows, at, LANES, u + at * PANEL);
+    if (at < n) pack_block(rows, at, n - at, u + at * PANEL);
 }
 #endif
