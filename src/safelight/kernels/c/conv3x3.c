@@ -45,17 +45,18 @@ static void transform_input(const Conv *c, long tile, word *v, long tap, long bl
 /* Plain weights of LANES words of input channels from `ci` on, of which n are there, and PANEL channels from `co` on. */
 static void plain_weights(const Conv *c, long co, long ci, long n, word *to) { /* [9][LANES][PANEL] */
     for (long t = 0; t < 9; t++, to += LANES * PANEL) {
-        const elem *rows[PANEL], *from = c->weight + (ci * 9 + 8 - t) * c->co + co;
+        if (c->turned) { /* by half a turn, and from channels out to channels in */
+            const elem *from = c->weight + (ci * 9 + 8 - t) * c->co + co;
+            for (long i = 0; i < n; i++, from += PER_WORD * 9 * c->co) for (int half = 0; half < PANEL; half += LANES)
+                store_words(to + i * PANEL + half, load(from + half), load(from + (PER_WORD - 1) * 9 * c->co + half));
+            continue;
+        }
+        const elem *rows[PANEL];
         for (int j = 0; j < PANEL; j++) {
             rows[j] = c->weight + ((co + j) * 9 + t) * c->ci + ci;
             __builtin_prefetch(rows[j] + LANES * PER_WORD); /* the next ones, which lie apart */
         }
-        if (!c->turned) {
-            pack_panel(rows, n, to);
-        } else { /* by half a turn, and from channels out to channels in */
-            for (long i = 0; i < n; i++, from += PER_WORD * 9 * c->co) for (int half = 0; half < PANEL; half += LANES)
-                store_words(to + i * PANEL + half, load(from + half), load(from + (PER_WORD - 1) * 9 * c->co + half));
-        }
+        pack_panel(rows, n, to);
     }
 }
 
