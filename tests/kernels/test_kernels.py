@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from safelight.kernels import attention, geglu, group_norm, linear, quantize
+from safelight.kernels import attention, conv1x1, geglu, group_norm, linear, prepare, quantize
+from safelight.models.layers import Conv3x3
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -66,6 +67,34 @@ def int8_layer(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, tor
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) / columns**0.5
     whole, scale = quantize(weight)
     return weight, whole.to(torch.int8), scale[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [64, 1024])  # of few weights torch computes, of many C where it can
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_1x1_convolution_is_a_linear_layer_of_each_pixel(dtype, channels, memory_format):
+    g = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(2, channels, 5, 3, generator=g).to(dtype, memory_format=memory_format) for _ in range(2))
+    weight = (torch.randn(channels, channels, 1, 1, generator=g) / channels**0.5).to(dtype)
+    bias = torch.randn(channels, generator=g).to(dtype)
+    exact = linear(x.double().permute(0, 2, 3, 1), weight.double()[:, :, 0, 0], bias.double()).permute(0, 3, 1, 2)
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 0.06}  # half a bit of the largest, twice
+    for fast in (False, True):
+        got = conv1x1(x, weight, bias, fast=fast), conv1x1(x, weight, bias, residual=residual, fast=fast)
+        assert all(y.dtype == dtype and y.shape == x.shape for y in got)
+        torch.testing.assert_close(got[0].double(), exact, **tolerance)
+        torch.testing.assert_close(got[1].double(), exact + residual.double(), **tolerance)
+
+
+def test_with_int8_a_convolution_may_be_rough_and_is_near():
+    """In bfloat16, where the CPU multiplies it; anywhere else nothing changes."""
+    conv, x = Conv3x3(64, 64).to(torch.bfloat16), torch.randn(1, 64, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = torch.nn.functional.conv2d(x.bfloat16().double(), conv.weight.double(), conv.bias.double(), padding=1)
+        for int8, bound in ((False, 6e-3), (True, 2e-2)):
+            prepare(conv, int8=int8)
+            assert conv.rough == int8
+            assert (conv(x.bfloat16()).double() - exact).norm() < bound * exact.norm()
 
 
 def test_rows_are_rounded_to_127ths_of_their_largest():
