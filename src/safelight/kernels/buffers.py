@@ -106,6 +106,4 @@ def private(size: int) -> mmap:
     """Memory of this process alone: what it may grow by is no other's."""
     if sys.platform == "win32":
         return mmap(-1, size)
-    from mmap import MAP_ANONYMOUS, MAP_PRIVATE
-
-    return mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return mmap(-1, size, flags=pages.MAP_PRIVATE | pages.MAP_ANONYMOUS)

@@ -32,7 +32,7 @@ LEAST = {
 }
 LEAST_OF = {
     "avx2": {"linear": 1},
-    "avx512_bf16": {"linear": 1},
+    "avx512_bf16": {"linear": 1},  # as fast as torch's, and what stands beside it is added before rounding
     "avx2_bf16": {"conv3x3": 1, "geglu": 8, "linear": 8},  # where torch computes bfloat16 without the CPU's help
 }
 NARROW = 64  # the widest head whose attention pays in float32

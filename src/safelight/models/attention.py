@@ -64,8 +64,12 @@ class AttentionBlock(Attention):
         self.group_norm = nn.Identity() if groups is None else GroupNorm(groups, channels, eps)
 
     def forward(self, x: Tensor, context: Tensor | Once | None = None, *, residual: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) -> the same shape. `context` is not used: a Transformer may stand in this place."""
-        return to_image(super().forward(to_tokens(self.group_norm(x)), residual=to_tokens(x)), x)
+        """x (B, C, H, W) -> the same shape. `context` is not used: a Transformer may stand in this place.
+
+        What is added is x, + `residual` if there is one.
+        """
+        beside = x if residual is None else x + residual
+        return to_image(super().forward(to_tokens(self.group_norm(x)), residual=to_tokens(beside)), x)
 
 
 class GEGLU(nn.Module):
