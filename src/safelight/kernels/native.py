@@ -18,8 +18,7 @@ from safelight.kernels.build import Variant
 
 ARGUMENTS = {
     "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int, c_int],
-    "conv3x3": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 4,
-    "conv3x3_rough": [c_void_p] * 6 + [c_long] * 7 + [c_int] * 4,
+    **dict.fromkeys(("conv3x3", "conv3x3_up", "conv3x3_rough"), [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3),
     "conv3x3_weights": [c_void_p] * 3 + [c_long] * 5 + [c_int],
     "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
     "linear": [c_void_p] * 5 + [c_long] * 5 + [c_int] * 3,
@@ -134,9 +133,8 @@ class Kernels:
             total = shift.float() if added is None else shift.float() + added
             added, step = total.expand(batch, co).contiguous(), co
         sizes = batch, height, width, c1, ci, co, step
-        # Of a doubled picture 2x2 pixels at a time take as few products as 4x4, and are nearer.
-        name = "conv3x3_rough" if rough and not up else "conv3x3"
-        self._run(name, x, beside, weight, added, residual, y, *sizes, False, up, silu)
+        name = "conv3x3_up" if up else "conv3x3_rough" if rough else "conv3x3"
+        self._run(name, x, beside, weight, added, residual, y, *sizes, False, silu)
         return y
 
     def conv3x3_input(self, dy: Tensor, weight: Tensor) -> Tensor:
@@ -145,7 +143,7 @@ class Kernels:
         (batch, co, height, width), ci = dy.shape, weight.shape[1]
         dx = empty((batch, height, width, ci), dy.dtype).permute(0, 3, 1, 2)
         sizes = batch, height, width, co, co, ci, 0
-        self._run("conv3x3", dy, None, weight, None, None, dx, *sizes, True, False, False)
+        self._run("conv3x3", dy, None, weight, None, None, dx, *sizes, True, False)
         return dx
 
     def conv3x3_weights(self, x: Tensor, dy: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 /* 3x3 convolution, stride 1, padding 1, channels last, by Winograd's minimal filtering: see winograd.h.
  *
- * Summed over input channels, the products of each of the 36 (or 16) taps are one matrix product:
+ * Summed over input channels, the products of each of the 36 (or 24) taps are one matrix product:
  *
  *       x (B, H, W, Ci)          V [Ci/KC][TAPS][tiles][KC]
  *      .-.-.-.-.-.-.
@@ -15,9 +15,10 @@
 #include "winograd.h"
 #ifndef CONVOLUTION
 #define CONVOLUTION conv3x3
+#define UP 0 /* 1: of a map that is doubled in height and width first, by nearest neighbour */
 #endif
 
-enum { KC = TILE == 2 ? 160 : 128, U_TAP = KC * PANEL + PAD }; /* KC: words of input channels at a time, at most */
+enum { KC = TALL == 2 ? 160 : 128, U_TAP = KC * PANEL + PAD }; /* KC: words of input channels at a time, at most */
 #define M_BYTES (256 << 10)
 
 typedef struct {
@@ -26,15 +27,15 @@ typedef struct {
     const float *bias;       /* (co), or (batch, co) with bias_step = co; may be NULL */
     const elem *residual;    /* like y, added before the activation; may be NULL */
     elem *y;                 /* (batch, h, w, co) */
-    long batch, h, w, c1, ci, co, bias_step; /* h, w are y's: with `up`, twice x's */
+    long batch, h, w, c1, ci, co, bias_step; /* h, w are y's: with UP, twice x's */
     long words, kc;          /* of input channels: in all, and at a time */
-    int turned, up, act;
+    int turned, act;
 } Conv;
 
 /* The inputs of one tile, all channels -> V. `v` is the tile's first word; `tap` and `block` are V's strides. */
 static void transform_input(const Conv *c, long tile, word *v, long tap, long block) {
     long pixel[TAPS];
-    inputs_of(place(c->h, c->w, tile), c->h, c->w, c->up, pixel);
+    inputs_of(place(c->h, c->w, tile), c->h, c->w, UP, pixel);
     for (long ch = 0; ch < c->ci; ch += LANES) {
         int first = ch < c->c1;
         input_taps(first ? c->x1 + ch : c->x2 + (ch - c->c1), first ? c->c1 : c->ci - c->c1, pixel,
@@ -66,17 +67,18 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
     for (long k = 0; k < n; k += LANES) {
         plain_weights(c, co, ci + k * PER_WORD, min(LANES, n - k), plain);
         for (int i = 0; i < min(LANES, n - k); i++) for (int half = 0; half < PANEL; half += LANES) {
-            vf g[9][PER_WORD], columns[PER_WORD][SIDE][3], column[3], row[PER_WORD][SIDE];
+            vf g[9][PER_WORD], columns[PER_WORD][DOWN][3], column[3], row[PER_WORD][ACROSS];
             UNROLL for (int t = 0; t < 9; t++) elements(load_words(plain + (t * LANES + i) * PANEL + half), g[t]);
             UNROLL for (int e = 0; e < PER_WORD; e++) UNROLL for (int x = 0; x < 3; x++) {
                 UNROLL for (int y = 0; y < 3; y++) column[y] = g[y * 3 + x][e];
-                weight_points(column, row[e]);
-                UNROLL for (int y = 0; y < SIDE; y++) columns[e][y][x] = row[e][y];
+                vf points[DOWN];
+                weight_points(TALL, column, points);
+                UNROLL for (int y = 0; y < DOWN; y++) columns[e][y][x] = points[y];
             }
             word *to = u + (k + i) * PANEL + half;
-            UNROLL for (int y = 0; y < SIDE; y++) {
-                UNROLL for (int e = 0; e < PER_WORD; e++) weight_points(columns[e][y], row[e]);
-                UNROLL for (int x = 0; x < SIDE; x++, to += U_TAP) store_words(to, row[0][x], row[PER_WORD - 1][x]);
+            UNROLL for (int y = 0; y < DOWN; y++) {
+                UNROLL for (int e = 0; e < PER_WORD; e++) weight_points(WIDE, columns[e][y], row[e]);
+                UNROLL for (int x = 0; x < ACROSS; x++, to += U_TAP) store_words(to, row[0][x], row[PER_WORD - 1][x]);
             }
         }
     }
@@ -86,17 +88,17 @@ static void transform_weights(const Conv *c, long co, long ci, long n, word *u) 
 static void transform_output(const Conv *c, long tile, long co, const float *m, long tap) {
     Place p = place(c->h, c->w, tile);
     for (long ch = co; ch < co + PANEL; ch += LANES, m += LANES) {
-        vf half[TILE][SIDE], column[SIDE], row[TILE];
-        UNROLL for (int j = 0; j < SIDE; j++) {
-            UNROLL for (int i = 0; i < SIDE; i++) column[i] = loadf(m + (i * SIDE + j) * tap);
-            from_points(column, row);
-            UNROLL for (int i = 0; i < TILE; i++) half[i][j] = row[i];
+        vf half[TALL][ACROSS], column[DOWN], rest[TALL], row[WIDE];
+        UNROLL for (int j = 0; j < ACROSS; j++) {
+            UNROLL for (int i = 0; i < DOWN; i++) column[i] = loadf(m + (i * ACROSS + j) * tap);
+            from_points(TALL, column, rest);
+            UNROLL for (int i = 0; i < TALL; i++) half[i][j] = rest[i];
         }
         vf bias = c->bias ? loadf(c->bias + p.b * c->bias_step + ch) : (vf){};
-        for (long i = 0; i < min(TILE, c->h - p.top); i++) {
-            from_points(half[i], row);
+        for (long i = 0; i < min(TALL, c->h - p.top); i++) {
+            from_points(WIDE, half[i], row);
             long at = ((p.b * c->h + p.top + i) * c->w + p.left) * c->co + ch;
-            for (long j = 0; j < min(TILE, c->w - p.left); j++, at += c->co) {
+            for (long j = 0; j < min(WIDE, c->w - p.left); j++, at += c->co) {
                 vf y = row[j] + bias;
                 if (c->residual) y += load(c->residual + at);
                 store(c->y + at, c->act ? silu(y) : y);
@@ -105,8 +107,8 @@ static void transform_output(const Conv *c, long tile, long co, const float *m, 
     }
 }
 
-/* Whether a tap of every tile is zero: of neighbours that are one pixel of a smaller map, twice, o[2] is their difference. */
-INLINE int nothing(const Conv *c, int tap) { return c->up && TILE == 2 && (tap / SIDE == 2 || tap % SIDE == 2); }
+/* Whether a tap of every tile is zero: of neighbours that are one pixel, doubled, o[2] of two points is the difference. */
+INLINE int nothing(int tap) { return UP && TALL == 2 && WIDE == 2 && (tap / ACROSS == 2 || tap % ACROSS == 2); }
 
 /* One panel of output channels for n tiles from `first` on; their V begins at `v`. M of up to `step` of them is kept. */
 static void panel(const Conv *c, long co, long first, long n, long step, const word *v, long tap, long block, word *u,
@@ -119,7 +121,7 @@ static void panel(const Conv *c, long co, long first, long n, long step, const w
             long words = min(c->kc, c->words - k);
             if (from == 0 || words < c->words) transform_weights(c, co, k * PER_WORD, words, u);
             for (int t = 0; t < TAPS; t++) {
-                if (nothing(c, t)) memset(m + t * m_tap, 0, count * PANEL * sizeof *m);
+                if (nothing(t)) memset(m + t * m_tap, 0, count * PANEL * sizeof *m);
                 else gemm(count, x + t * tap, c->kc, 1, u + t * U_TAP, words, m + t * m_tap, k > 0);
             }
         }
@@ -128,14 +130,14 @@ static void panel(const Conv *c, long co, long first, long n, long step, const w
 }
 
 int KERNEL(CONVOLUTION)(const elem *x1, const elem *x2, const elem *weight, const float *bias, const elem *residual, elem *y,
-                    long batch, long h, long w, long c1, long ci, long co, long bias_step, int turned, int up,
-                    int act, int threads) {
+                        long batch, long h, long w, long c1, long ci, long co, long bias_step, int turned, int act,
+                        int threads) {
     if (batch < 1 || h < 1 || w < 1 || threads < 1 || c1 < 1 || c1 > ci) return BAD_ARGUMENT;
-    if (c1 % LANES || ci % LANES || co < PANEL || co % PANEL || (up && (h % 2 || w % 2))) return BAD_ARGUMENT;
+    if (c1 % LANES || ci % LANES || co < PANEL || co % PANEL || (UP && (h % 2 || w % 2))) return BAD_ARGUMENT;
     long tiles = tiles_of(batch, h, w), panels = co / PANEL, words = ci / PER_WORD, blocks = ceil_div(words, KC);
     long kc = ceil_div(ceil_div(words, blocks), LANES) * LANES;
-    Conv c = {x1, x2, weight, bias, residual, y, batch, h, w, c1, ci, co, bias_step, words, kc, turned, up, act};
-    long most = max(32, (6L << 20) / (TAPS * words * sizeof(word))), chunks = ceil_div(tiles, most);
+    Conv c = {x1, x2, weight, bias, residual, y, batch, h, w, c1, ci, co, bias_step, words, kc, turned, act};
+    long most = max(64, (6L << 20) / (TAPS * words * sizeof(word))), chunks = ceil_div(tiles, most);
     long chunk = ceil_div(ceil_div(tiles, chunks), ROWS) * ROWS;   /* tiles whose V is in the cache at a time */
     long parts = min(ceil_div(2 * threads, panels), chunk / ROWS); /* of a chunk, where panels alone are too few */
     long part = ceil_div(chunk / ROWS, parts) * ROWS;

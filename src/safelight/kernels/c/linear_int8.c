@@ -53,6 +53,20 @@ INLINE vi load_block(const int8_t *p, long left) {
     return v;
 }
 
+/* The low bytes of LANES whole numbers. Compilers take them one by one. */
+INLINE void store_bytes(int8_t *p, vi v) {
+#if defined(__AVX512F__) && LANES == 16
+    vb b = (vb)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(__AVX2__) && LANES == 8
+    v = v << 24 >> 24; /* the bytes that are kept, for what follows keeps whole numbers in range */
+    __m128i w = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    vb b = (vb)_mm_cvtsi128_si64(_mm_packs_epi16(w, w));
+#else
+    vb b = __builtin_convertvector(v, vb);
+#endif
+    memcpy(p, &b, sizeof b);
+}
+
 static void quantize(const Linear *l, long row, int8_t *bytes) {
     const elem *x = l->x + row * l->k;
     vf most = splat(1e-30f), strange = {};
@@ -67,8 +81,7 @@ static void quantize(const Linear *l, long row, int8_t *bytes) {
     float inverse = 1 / largest * 127; /* in this order, so that the twin, too, rounds to the same whole numbers */
     for (long i = 0; i < l->k; i += LANES) {
         vf v = at_most(at_least(load(x + i) * inverse, splat(-127)), splat(127));
-        vb b = __builtin_convertvector((vi)(v + 12582912.f), vb); /* 1.5·2^23: the low bits are now round(v) */
-        memcpy(bytes + i, &b, sizeof b);
+        store_bytes(bytes + i, (vi)(v + 12582912.f)); /* 1.5·2^23: the low bits are now round(v) */
     }
     word *q = l->q + row * l->words;
     for (long i = 0; i < l->k; i += BLOCK, q += BLOCK / PER_WORD)
