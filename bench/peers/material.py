@@ -81,7 +81,8 @@ def arrays(row: Row) -> dict[str, np.ndarray]:
             ids[:, 0], ids[:, 20:] = 49406, 49407
             return {"ids": ids}
         case "unet":
-            return {"x": normal(b, 4, n, n), "t": np.float32(500), "context": normal(b, 77, 768)}
+            latents = 1 if row.kind == "guided" else b  # in a run the same prompts look at one latent
+            return {"x": normal(latents, 4, n, n), "t": np.float32(500), "context": normal(b, 77, 768)}
         case "encode":
             return {"picture": np.tanh(normal(b, 3, row.side, row.side))}
         case "decode":

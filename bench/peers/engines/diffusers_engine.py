@@ -6,6 +6,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -57,7 +58,12 @@ def text(job, dtype):
 def unet(job, dtype):
     network = laid_out(UNet2DConditionModel.from_pretrained(job.model, subfolder="unet", torch_dtype=dtype))
     call = compiled(network, job)
-    return lambda x, t, context: call(tensor(x, dtype), torch.tensor(float(t)), tensor(context, dtype)).sample
+
+    def step(x, t, context):
+        x = np.repeat(x, len(context) // len(x), axis=0)  # as its pipelines do
+        return call(tensor(x, dtype), torch.tensor(float(t)), tensor(context, dtype)).sample
+
+    return step
 
 
 def autoencoder(job, dtype):

@@ -145,7 +145,7 @@ def unet(job, batch=None):
     batch, side = batch or job.batch, job.side // 8
     name = "unet-int8" if job.mode == "int8" else "unet"
     network = compiled(job, name, [batch, 4, side, side], [1], [batch, 77, 768])
-    return lambda x, t, context: network(x, np.float32([t]), context)
+    return lambda x, t, context: network(np.repeat(x, batch // len(x), axis=0), np.float32([t]), context)
 
 
 def encode(job):

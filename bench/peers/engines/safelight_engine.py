@@ -7,6 +7,7 @@ from torch import Tensor
 import safelight
 from safelight import kernels
 from safelight.checkpoint.load import load_autoencoder, load_text_encoder, load_unet
+from safelight.models.run import Run
 
 
 def versions():
@@ -49,7 +50,17 @@ def text(job, dtype):
 
 def unet(job, dtype):
     network = prepared(load_unet(job.model, dtype=dtype), job.mode)
-    return lambda x, t, context: network(tensor(x, dtype), float(t), tensor(context, dtype))
+    run = prompts = None
+
+    def step(x, t, context):
+        nonlocal run, prompts
+        if len(x) == len(context):
+            return network(tensor(x, dtype), float(t), tensor(context, dtype))
+        if run is None:  # a picture's timesteps and prompts are known before its first step
+            run, prompts = Run(network, [float(t)]), tensor(context, dtype)
+        return run(tensor(x, dtype), float(t), context=prompts)
+
+    return step
 
 
 def encode(job, dtype):

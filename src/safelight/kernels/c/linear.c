@@ -36,6 +36,7 @@ static void pack(const Linear *l, long panel, word *u) {
         long column = panel * width(l) + (l->gate ? j % LANES + j / LANES * l->n : j);
         rows[j] = l->weight + column * l->k;
     }
+    for (long j = 0; j < PANEL; j++) for (long at = 0; at < l->k; at += 32) __builtin_prefetch(rows[j] + at);
     pack_panel(rows, l->k / PER_WORD, u);
 }
 
