@@ -54,7 +54,7 @@ def test_a_level_too_thin_is_refused(old):
 
 
 def test_it_learns_what_the_former_encoder_says(old):
-    growing = grow_autoencoder.Growing(old, 8, steps=40, rate=3e-3)
+    growing = grow_autoencoder.LargerPictures(old, 8, steps=40, rate=3e-3)
     x = F.interpolate(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1, scale_factor=4)
     told = [growing.take(x) for _ in range(40)]
     assert told[-1]["latents"] < 0.5 * told[0]["latents"] and told[-1]["psnr"] > told[0]["psnr"]
@@ -65,7 +65,7 @@ def test_it_goes_on_where_it_stopped(old, tmp_path):
     runs = []
     for _ in range(3):
         torch.manual_seed(0)
-        runs.append(grow_autoencoder.Growing(old, 8, steps=4, rate=1e-3))
+        runs.append(grow_autoencoder.LargerPictures(old, 8, steps=4, rate=1e-3))
     whole, first, second = runs
     for _ in range(4):
         whole.take(x)
