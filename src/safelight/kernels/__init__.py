@@ -162,7 +162,7 @@ def geglu(
 
 
 def tiles(x: Tensor, up: bool, down: bool) -> int:
-    """How many 4x4 pixels a convolution of x (B, C, H, W) gives: what its C kernel computes at a time."""
+    """How many 4x4 pixels a convolution of x (B, C, H, W) gives: a tile or two of its C kernel."""
     if x.ndim != 4:
         return 0
     batch, _, height, width = x.shape
