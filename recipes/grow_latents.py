@@ -69,7 +69,13 @@ def extend(new: nn.Conv2d, old: nn.Conv2d, places: list[int]) -> None:
 
 def wider(old: UNet, channels: int) -> UNet:
     """The U-Net with so many latent channels, of which it overlooks the new ones and says nothing yet."""
-    new, kept = UNet(replace(old.config, in_channels=channels, out_channels=channels)), old.state_dict()
+    c = old.config
+    if c.in_channels != c.out_channels:  # such as one for inpainting
+        raise InputError(
+            f"a U-Net that reads {c.in_channels} channels and writes {c.out_channels}",
+            remedy="take one that reads latents alone",
+        )
+    new, kept = UNet(replace(c, in_channels=channels, out_channels=channels)), old.state_dict()
     with torch.no_grad():
         for name, weight in new.state_dict().items():
             if name.startswith(("conv_in.", "conv_out.")):
@@ -108,10 +114,11 @@ class MoreLatents(Growing):
 def main() -> int:
     """Grow the autoencoder, and then the model around it."""
     asked = arguments(__doc__, channels=32, meaning="of the new latents")
+    parts = load_parts(asked.model, dtype=torch.float32)  # first, so that what cannot grow is not trained for hours
+    unet = wider(parts.unet, asked.channels)
     grow(asked, MoreLatents)
-    parts = load_parts(asked.model, dtype=torch.float32)
     made = load_autoencoder(asked.run / "model", dtype=torch.float32)
-    save_folder(replace(parts, autoencoder=made, unet=wider(parts.unet, asked.channels)), asked.run / "grown")
+    save_folder(replace(parts, autoencoder=made, unet=unet), asked.run / "grown")
     print(f"written: {asked.run / 'grown'}")
     return 0
 

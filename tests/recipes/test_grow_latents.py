@@ -46,6 +46,13 @@ def test_no_more_channels_are_refused(channels, old):
         grow_latents.grown(old, channels)
 
 
+def test_a_net_that_reads_more_than_latents_is_refused():
+    narrow = {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    inpainting = UNet(UNetConfig(**narrow, mid_block_type=None, norm_num_groups=4, in_channels=9, out_channels=4))
+    with pytest.raises(InputError, match="reads 9 channels and writes 4"):
+        grow_latents.wider(inpainting, 12)
+
+
 @torch.no_grad()
 def test_the_net_predicts_what_it_did_and_nothing_of_the_new_channels():
     torch.manual_seed(0)
@@ -75,11 +82,7 @@ def test_one_command_from_a_model_to_one_of_more_latents(tmp_path):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = load_parts(tmp_path / "run" / "grown")
-    assert (
-        parts.unet.config.in_channels
-        == parts.unet.config.out_channels
-        == parts.autoencoder.config.latent_channels
-        == 12
-    )
+    unet, autoencoder = parts.unet.config, parts.autoencoder.config
+    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels == 12
     model = safelight.load(tmp_path / "run" / "grown")
     assert safelight.text_to_image(model, "an apple", steps=2)[0].size == (128, 128)
