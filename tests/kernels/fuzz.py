@@ -188,10 +188,12 @@ class Fuzz:
         else:
             q, key, v = (self.strided(b, heads, s, d, std=std) for s, std in ((n, logits), (m, 1), (m, 1)))
         assert k.takes_attention(q, key, v, causal=causal)
+        rough = not causal and self.rng.random() < 0.5
+        asked, told = of_bytes(q, key) if rough and "-DPAIRS" in k.variant.flags else (q, key)
         return Case(
-            f"attention {b}x{heads}x{n}x{m}x{d} logits {logits} {causal=}",
-            lambda: k.attention(q, key, v, causal=causal),
-            lambda to: twins.attention(to(q), to(key), to(v), causal=causal),
+            f"attention{'_rough' if rough else ''} {b}x{heads}x{n}x{m}x{d} logits {logits} {causal=}",
+            lambda: k.attention(q, key, v, causal=causal, rough=rough),
+            lambda to: twins.attention(to(asked), to(told), to(v), causal=causal),
             # A score is off by half a bit of its own, and its exponential by as large a share of itself.
             rounding=2**-24 * float((q.float() @ key.float().transpose(-1, -2)).abs().max()) * d**-0.5,
         )
@@ -263,6 +265,18 @@ class Fuzz:
         """A weight in whole numbers, and what one of each row is worth."""
         whole, scale = twins.quantize(self.strided(rows, columns, std=columns**-0.5))
         return whole.to(torch.int8), scale[:, 0]
+
+
+def of_bytes(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries, and keys less their mean, rounded as c/scores_bytes.h has them: in float32."""
+    k = k.float() - k.float().mean(2, keepdim=True)
+    parts = k.split(192, dim=2)
+    rounded = [multiplied(twins.quantize(part.flatten(2))).view(part.shape) for part in parts]
+    return multiplied(twins.quantize(q)), torch.cat(rounded, 2)
+
+
+def multiplied(whole_and_worth: tuple[Tensor, Tensor]) -> Tensor:
+    return whole_and_worth[0] * whole_and_worth[1]
 
 
 def double(x: Tensor | None) -> Tensor | None:

@@ -1,11 +1,13 @@
 """The reference kernels are what their docstrings say, written out by hand."""
 
+import copy
 import math
 
 import pytest
 import torch
 
 from safelight.kernels import attention, conv1x1, geglu, group_norm, linear, prepare, quantize
+from safelight.models.attention import Attention
 from safelight.models.layers import Conv3x3
 
 
@@ -95,6 +97,29 @@ def test_with_int8_a_convolution_may_be_rough_and_is_near():
             prepare(conv, int8=int8)
             assert conv.rough == int8
             assert (conv(x.bfloat16()).double() - exact).norm() < bound * exact.norm()
+
+
+def test_with_int8_a_picture_attends_to_itself_roughly_and_nearly():
+    """So that keys have something in common, which softmax does not see, they get a bias; a prompt's stay exact."""
+    g = torch.Generator().manual_seed(0)
+    layer, prompted, x = (
+        Attention(64, 2, bias=True),
+        Attention(64, 2, context_dim=32),
+        torch.randn(1, 1024, 64, generator=g),
+    )
+    with torch.no_grad():
+        for weight, std in ((layer.to_q.weight, 0.25), (layer.to_k.weight, 0.25), (layer.to_k.bias, 5.0)):
+            weight.normal_(0, std, generator=g)
+        layer, x = layer.to(torch.bfloat16), x.bfloat16()
+        exact = copy.deepcopy(layer).double()(x.double())
+        for int8, bound in ((False, 2e-2), (True, 3e-2)):
+            prepare(layer)
+            if int8:
+                layer.to_int8()
+            assert layer.rough == int8
+            assert (layer(x).double() - exact).norm() < bound * exact.norm()
+    prepare(prompted, int8=True)
+    assert not prompted.rough
 
 
 def test_rows_are_rounded_to_127ths_of_their_largest():

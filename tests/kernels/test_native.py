@@ -151,6 +151,9 @@ def test_what_is_not_finite_passes_through(name, value, library):
         (k.attention(bad, q, q), twins.attention(bad, q, q)),
         (k.attention(q, bad, q), twins.attention(q, bad, q)),
         (k.attention(q, q, bad), twins.attention(q, q, bad)),
+        (k.attention(bad, q, q, rough=True), twins.attention(bad, q, q)),
+        (k.attention(q, bad, q, rough=True), twins.attention(q, bad, q)),
+        (k.attention(q, q, bad, rough=True), twins.attention(q, q, bad)),
         (k.linear(rows, matrix), twins.linear(rows, matrix)),
         (k.linear(rows, matrix, gate=True), twins.geglu(rows, matrix)),
         (k.linear(rows, ones, scale=worth), twins.linear(rows, ones, scale=worth)),
@@ -397,7 +400,8 @@ def test_every_variant_compiles(name, tmp_path):
     """Those that this CPU cannot run as well: they are shipped in wheels. Loading one runs none of its code."""
     library = Kernels(variant(name), build.build(variant(name), tmp_path, ["-O0"]))
     convolutions = {"conv3x3", "conv3x3_up", "conv3x3_rough", "conv3x3_weights"}
-    assert set(library._calls) == convolutions | {"attention", "group_norm", "linear", "linear_int8"}
+    others = {"attention", "attention_rough", "group_norm", "linear", "linear_int8"}
+    assert set(library._calls) == convolutions | others
 
 
 @pytest.mark.parametrize(

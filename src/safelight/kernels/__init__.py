@@ -34,18 +34,28 @@ __all__ = [
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, fast: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    rough: bool = False,
+    fast: bool = False,
 ) -> Tensor:
     """softmax(q·kᵀ/√d)·v, per head (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     q is (B, heads, L, d); k and v are (B, heads, M, d); the result is (B, heads, L, d), in q's dtype. With `causal`,
     position i sees positions 0..i alone, and L must equal M. Instead of that, `mask`, of two dimensions or
     more and broadcast to (B, heads, L, M), says who sees whom: True where it may, or numbers to add before the softmax.
+
+    `rough` lets bfloat16 in C take q and k in whole numbers of 8 bits, where no position is hidden: of normal numbers
+    the result is off by 1.2e-2 of the norm instead of 2.3e-3, for five sixths of the time.
     """
     c = kernels_for(q.dtype) if fast and mask is None else None
     kind = "causal attention" if causal else "attention"
     if c and pays(c, kind, q.shape[-2], head=q.shape[-1]) and c.takes_attention(q, k, v, causal=causal):
-        return c.attention(q, k, v, causal=causal)
+        return c.attention(q, k, v, causal=causal, rough=rough)
     return twins.attention(q, k, v, causal=causal, mask=mask)
 
 
@@ -186,8 +196,8 @@ def prepare(network: nn.Module, *, fast: bool = True, int8: bool = False) -> boo
     `fast` False computes in torch again. Convolutions are laid out channels-last in memory, for the kernels and torch;
     a network without a part that asks for kernels is left as it is.
 
-    `int8` rounds the weights of linear layers in attention and feed-forward for good: such a network is for drawing
-    alone, with or without C kernels.
+    `int8` rounds the weights of linear layers in attention and feed-forward for good, and lets convolutions and
+    attention be `rough`: such a network is for drawing alone, with or without C kernels.
     """
     parameter, parts = next(network.parameters()), [part for part in network.modules() if hasattr(part, "fast")]
     fast = bool(parts) and fast and parameter.device.type == "cpu" and kernels_for(parameter.dtype) is not None

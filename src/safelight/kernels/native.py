@@ -17,7 +17,9 @@ from safelight.kernels.buffers import empty
 from safelight.kernels.build import Variant
 
 ARGUMENTS = {
-    "attention": [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int, c_int],
+    **dict.fromkeys(
+        ("attention", "attention_rough"), [c_void_p] * 4 + [POINTER(c_long)] + [c_long] * 5 + [c_float, c_int, c_int]
+    ),
     **dict.fromkeys(("conv3x3", "conv3x3_up", "conv3x3_rough"), [c_void_p] * 6 + [c_long] * 7 + [c_int] * 3),
     "conv3x3_weights": [c_void_p] * 3 + [c_long] * 5 + [c_int],
     "group_norm": [c_void_p] * 4 + [c_long] * 4 + [c_float, c_int, c_int],
@@ -25,6 +27,7 @@ ARGUMENTS = {
     "linear_int8": [c_void_p] * 6 + [c_long] * 3 + [c_int] * 2,
 }
 ACTS = (None, "gelu", "quick_gelu")  # as c/linear.c counts them
+ROUGH_HEAD = 512  # features at most in a head of rough attention: MOST_D of c/scores_bytes.h
 
 
 class Kernels:
@@ -64,13 +67,14 @@ class Kernels:
             and q.numel() * k.numel() > 0
         )
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, rough: bool = False) -> Tensor:
         """As `kernels.attention`. The result is laid out (B, L, heads, d), so that joining the heads copies nothing."""
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         (batch, heads, length, d), keys = q.shape, k.shape[2]
         o = empty((batch, length, heads, d), q.dtype).transpose(1, 2)
         strides = (c_long * 12)(*(s for t in (q, k, v, o) for s in t.stride()[:3]))
-        self._run("attention", q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5, causal)
+        name = "attention_rough" if rough and not causal and d <= ROUGH_HEAD else "attention"
+        self._run(name, q, k, v, o, strides, batch, heads, length, keys, d, d**-0.5, causal)
         return o
 
     def takes_group_norm(self, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:

@@ -23,6 +23,7 @@ class Attention(nn.Module):
     """
 
     fast = False
+    rough = False
 
     def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, bias: bool = False) -> None:
         super().__init__()
@@ -38,13 +39,17 @@ class Attention(nn.Module):
         """x (B, L, dim) attends to context (B, M, context_dim), or to itself -> (B, L, dim), + `residual`."""
         return self.attend(x, *read(x if context is None else context, self.keys_values), residual=residual)
 
+    def to_int8(self) -> None:
+        """Compute scores no nearer than layers in 8 bits do, but for a prompt: see `rough` of `kernels.attention`."""
+        self.rough = isinstance(self.to_k, Linear)
+
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Context (B, M, D) -> keys and values, each (B, heads, M, d): all that a net needs to know of a prompt."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """x (B, L, dim) asks; keys and values as from `keys_values` -> (B, L, dim), + `residual`."""
-        y = kernels.attention(self.split(self.to_q(x)), keys, values, fast=self.fast)
+        y = kernels.attention(self.split(self.to_q(x)), keys, values, rough=self.rough, fast=self.fast)
         return self.to_out[0](y.transpose(1, 2).flatten(2), residual=residual)
 
     def split(self, x: Tensor) -> Tensor:

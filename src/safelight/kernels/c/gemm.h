@@ -16,7 +16,7 @@
 
 enum { PANEL = 2 * LANES, ROWS = LANES == 8 ? 6 : 12 };
 
-INLINE void few_rows(int rows, const word *x, long row, long step, const word *u, long n, total *m, int add) {
+INLINE void few_rows(int rows, const word *x, long row, long step, const word *u, long n, total *m, int add, int bytes) {
     vt sum[ROWS][2];
     UNROLL for (int r = 0; r < rows; r++) {
         sum[r][0] = add ? load_total(m + r * PANEL) : (vt){};
@@ -25,8 +25,9 @@ INLINE void few_rows(int rows, const word *x, long row, long step, const word *u
     for (long k = 0; k < n; k++, x += step, u += PANEL) {
         vw u0 = load_words(u), u1 = load_words(u + LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            sum[r][0] = dot(sum[r][0], x[r * row], u0);
-            sum[r][1] = dot(sum[r][1], x[r * row], u1);
+            word w = x[r * row];
+            sum[r][0] = bytes ? (vt)dot_bytes((vi)sum[r][0], w, (vi)u0) : dot(sum[r][0], w, u0);
+            sum[r][1] = bytes ? (vt)dot_bytes((vi)sum[r][1], w, (vi)u1) : dot(sum[r][1], w, u1);
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -35,11 +36,11 @@ INLINE void few_rows(int rows, const word *x, long row, long step, const word *u
     }
 }
 
-/* m = x·u, or m += x·u with `add`. The last rows are shared out evenly: few rows cannot hide the latency of a sum. */
-static void gemm(long rows, const word *x, long row, long step, const word *u, long n, total *m, int add) {
+/* The last rows are shared out evenly: few rows cannot hide the latency of a sum. */
+INLINE void all_rows(long rows, const word *x, long row, long step, const word *u, long n, total *m, int add, int bytes) {
     while (rows > 0) {
         int r = rows >= 2 * ROWS ? ROWS : rows > ROWS ? (rows + 1) / 2 : rows;
-#define CASE(R) case R: few_rows(R, x, row, step, u, n, m, add); break;
+#define CASE(R) case R: few_rows(R, x, row, step, u, n, m, add, bytes); break;
         switch (r) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if LANES == 16
@@ -49,6 +50,11 @@ static void gemm(long rows, const word *x, long row, long step, const word *u, l
 #undef CASE
         rows -= r, x += r * row, m += r * PANEL;
     }
+}
+
+/* m = x·u, or m += x·u with `add`. */
+static void gemm(long rows, const word *x, long row, long step, const word *u, long n, total *m, int add) {
+    all_rows(rows, x, row, step, u, n, m, add, 0);
 }
 
 #ifndef WHOLE

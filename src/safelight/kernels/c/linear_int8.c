@@ -14,12 +14,12 @@
  * Jacob et al. 2018, arXiv 1712.05877, section 2; by rows and tokens as in ZeroQuant (Yao et al. 2022, arXiv 2206.01861).
  */
 #define WHOLE
+#include "bytes.h"
 #include "gemm.h"
 
 enum { SLAB = 48, KB = 256, BLOCK = 4 * LANES, FOURS = PER_WORD == 4, OFFSET = FOURS ? 128 : 0 };
 #define GROUP_BYTES (256 << 10)
 
-typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef int16_t vs __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vus __attribute__((vector_size(4 * LANES)));
 
@@ -53,36 +53,13 @@ INLINE vi load_block(const int8_t *p, long left) {
     return v;
 }
 
-/* The low bytes of LANES whole numbers. Compilers take them one by one. */
-INLINE void store_bytes(int8_t *p, vi v) {
-#if defined(__AVX512F__) && LANES == 16
-    vb b = (vb)_mm512_cvtepi32_epi8((__m512i)v);
-#elif defined(__AVX2__) && LANES == 8
-    v = v << 24 >> 24; /* the bytes that are kept, for what follows keeps whole numbers in range */
-    __m128i w = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
-    vb b = (vb)_mm_cvtsi128_si64(_mm_packs_epi16(w, w));
-#else
-    vb b = __builtin_convertvector(v, vb);
-#endif
-    memcpy(p, &b, sizeof b);
-}
-
 static void quantize(const Linear *l, long row, int8_t *bytes) {
     const elem *x = l->x + row * l->k;
-    vf most = splat(1e-30f), strange = {};
-    for (long i = 0; i < l->k; i += LANES) {
-        vf v = load(x + i);
-        most = at_least((vf)((vi)v & 0x7fffffff), most);
-        strange += v * 0.f; /* NaN where v is NaN or infinite */
-    }
-    float largest = most[0], nan = strange[0];
-    for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest, nan += strange[i];
-    l->step[row] = largest / 127 + nan;
-    float inverse = 1 / largest * 127; /* in this order, so that the twin, too, rounds to the same whole numbers */
-    for (long i = 0; i < l->k; i += LANES) {
-        vf v = at_most(at_least(load(x + i) * inverse, splat(-127)), splat(127));
-        store_bytes(bytes + i, (vi)(v + 12582912.f)); /* 1.5·2^23: the low bits are now round(v) */
-    }
+    Range range = unseen();
+    for (long i = 0; i < l->k; i += LANES) range = seen(range, load(x + i));
+    Steps steps = steps_of(range);
+    l->step[row] = steps.step;
+    for (long i = 0; i < l->k; i += LANES) store_whole(bytes + i, load(x + i), steps);
     word *q = l->q + row * l->words;
     for (long i = 0; i < l->k; i += BLOCK, q += BLOCK / PER_WORD)
         spread(load_block(bytes + i, l->k - i) ^ (FOURS ? (int)0x80808080 : 0), q, LANES);

@@ -60,6 +60,13 @@ INLINE vf at_most(vf x, vf high) { return (vf)_mm512_min_ps((__m512)high, (__m51
 INLINE vf at_least(vf x, vf low) { return where(x < low, low, x); }
 INLINE vf at_most(vf x, vf high) { return where(x > high, high, x); }
 #endif
+INLINE vi larger(vi a, vi b) {
+#if defined(__AVX512F__) && LANES == 16
+    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#else
+    return ((a > b) & a) | ((a <= b) & b);
+#endif
+}
 
 #ifdef BF16
 typedef uint16_t elem;
@@ -87,12 +94,8 @@ INLINE float scalar(elem x) { return x; }
 INLINE elem element(float f) { return f; }
 #endif
 
-#ifdef WHOLE /* a file asks for words of whole numbers */
-typedef int32_t word, total;
-typedef vi vw, vt;
-#ifdef VNNI /* four int8 of u, and of x four uint8 */
-enum { PER_WORD = 4 };
-INLINE vt dot(vt sum, word x, vi u) {
+/* Four uint8 of x times four int8 of u. */
+INLINE vi dot_bytes(vi sum, int32_t x, vi u) {
 #if defined(__AVX512VNNI__) && LANES == 16
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)u);
 #else
@@ -100,6 +103,13 @@ INLINE vt dot(vt sum, word x, vi u) {
     return sum;
 #endif
 }
+
+#ifdef WHOLE /* a file asks for words of whole numbers */
+typedef int32_t word, total;
+typedef vi vw, vt;
+#ifdef VNNI /* bytes */
+enum { PER_WORD = 4 };
+INLINE vt dot(vt sum, word x, vi u) { return dot_bytes(sum, x, u); }
 #else /* two int16 */
 enum { PER_WORD = 2 };
 INLINE vt dot(vt sum, word x, vi u) {
@@ -156,8 +166,12 @@ INLINE vf dot(vf sum, word x, vf u) { return sum + x * u; }
 #endif
 /* LANES words that lie at p, of which `left` are to be read: zeros for the others. */
 INLINE vf words_at(const elem *p, long left) {
+#if defined(__AVX512F__) && defined(PAIRS) && !defined(FLOAT_WORDS)
+    return (vf)_mm512_maskz_loadu_ps(left < LANES ? (1 << left) - 1 : 0xffff, p);
+#else
     elem room[LANES * PER_WORD] = {0};
     return load_as_words(left < LANES ? memcpy(room, p, left * PER_WORD * sizeof *p) : p);
+#endif
 }
 #endif
 INLINE vw load_words(const word *p) { vw v; memcpy(&v, p, sizeof v); return v; }
