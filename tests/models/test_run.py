@@ -12,7 +12,7 @@ from safelight.diffusion.schedule import noise_schedule
 from safelight.errors import InputError
 from safelight.models.attention import Attention
 from safelight.models.layers import ResBlock
-from safelight.models.once import Once
+from safelight.models.once import Once, fan_out
 from safelight.models.run import Run, untouched
 from safelight.pipeline.standin import random_model
 
@@ -238,3 +238,11 @@ def test_once_computes_once_without_gradients_and_anew_with_them():
         assert once.of(part) is once.of(part)
     assert len(calls) == 1
     assert once.of(part) is not once.of(part) and len(calls) == 3
+
+
+def test_what_several_contexts_share_keeps_its_order_of_memory():
+    """Else each layer that reads it beside others copies both."""
+    x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    found = fan_out(x, 6)
+    assert torch.equal(found, x.repeat(3, 1, 1, 1)) and found.is_contiguous(memory_format=torch.channels_last)
+    assert fan_out(x, 2) is x

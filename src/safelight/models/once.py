@@ -45,4 +45,4 @@ def read(source: Tensor | Once, part: Callable[[Tensor], T]) -> T:
 
 def fan_out(x: Tensor, batch: int) -> Tensor:
     """x (B, ...) for each of several conditions: x after x, (n·B, ...). As it is, if it has that batch already."""
-    return x if x.shape[0] == batch else x.repeat(batch // x.shape[0], *[1] * (x.ndim - 1))
+    return x if x.shape[0] == batch else torch.cat([x] * (batch // x.shape[0]))  # keeps memory in x's order
