@@ -121,7 +121,7 @@ def test_int8_draws_nearly_the_same_with_and_without_kernels(monkeypatch, tmp_pa
         save_folder(parts(eight), tmp_path / "model")
     assert not list(tmp_path.iterdir())
     torch.manual_seed(0)
-    x, context = torch.randn(1, 8, 8, 8), exact.condition(["a red apple"]).context
+    x, context = torch.randn(1, exact.unet.config.in_channels, 8, 8), exact.condition(["a red apple"]).context
     with torch.no_grad():
         whole, one = exact.unet(x, 500, context), eight.unet(x, 500, context)
         monkeypatch.setenv(SWITCH, "off")
