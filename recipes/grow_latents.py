@@ -75,6 +75,8 @@ def wider(old: UNet, channels: int) -> UNet:
             f"a U-Net that reads {c.in_channels} channels and writes {c.out_channels}",
             remedy="take one that reads latents alone",
         )
+    if channels <= c.in_channels:
+        raise InputError(f"{channels} latent channels instead of the U-Net's {c.in_channels}", remedy="take more")
     new, kept = UNet(replace(c, in_channels=channels, out_channels=channels)), old.state_dict()
     with torch.no_grad():
         for name, weight in new.state_dict().items():

@@ -62,6 +62,8 @@ def test_the_net_predicts_what_it_did_and_nothing_of_the_new_channels():
         cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4, in_channels=4, out_channels=4,
     )  # fmt: skip
     old = UNet(config)
+    with pytest.raises(InputError, match="4 latent channels instead of the U-Net's 4"):
+        grow_latents.wider(old, 4)
     new, x, context = grow_latents.wider(old, 10), torch.randn(2, 10, 8, 8), torch.randn(2, 5, 24)
     said = new(x, 300.0, context)
     torch.testing.assert_close(said[:, :4], old(x[:, :4], 300.0, context))
@@ -78,11 +80,11 @@ def test_new_channels_are_learnt_and_the_old_ones_kept(old):
 def test_one_command_from_a_model_to_one_of_more_latents(tmp_path):
     pictures = write_sprites(tmp_path / "pictures")
     command = [sys.executable, grow_latents.__file__, "default", pictures, "--run", tmp_path / "run",
-               "--channels", 12, "--batch-size", 2, "--steps", 2, "--mixes", "varied", "placed"]  # fmt: skip
+               "--channels", 36, "--batch-size", 2, "--steps", 2, "--mixes", "varied", "placed"]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = load_parts(tmp_path / "run" / "grown")
     unet, autoencoder = parts.unet.config, parts.autoencoder.config
-    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels == 12
+    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels == 36
     model = safelight.load(tmp_path / "run" / "grown")
     assert safelight.text_to_image(model, "an apple", steps=2)[0].size == (128, 128)
