@@ -2,29 +2,21 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import grow_autoencoder
 import pytest
 import torch
-from torch.nn import functional as F
-
-sys.path.append(str(Path(__file__).parents[2] / "recipes"))
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-import grow_autoencoder
 from sprite_sets import write_sprites
+from torch.nn import functional as F
 
 from safelight.checkpoint.load import load_autoencoder
 from safelight.checkpoint.save import save_autoencoder
 from safelight.errors import InputError
-from safelight.models.autoencoder import Autoencoder
-from safelight.models.autoencoder_config import AutoencoderConfig
 
 
 @pytest.fixture
-def old():
-    torch.manual_seed(0)
-    two = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return Autoencoder(AutoencoderConfig(block_out_channels=(8, 16), norm_num_groups=4, sample_size=16, **two))
+def old(two_levels):
+    return two_levels(8, 16)
 
 
 def test_it_is_the_old_one_and_a_level_more(old):

@@ -2,31 +2,23 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import grow_latents
 import pytest
 import torch
-from torch.nn import functional as F
-
-sys.path.append(str(Path(__file__).parents[2] / "recipes"))
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-import grow_latents
 from sprite_sets import write_sprites
+from torch.nn import functional as F
 
 import safelight
 from safelight.checkpoint.load import load_parts
 from safelight.errors import InputError
-from safelight.models.autoencoder import Autoencoder
-from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
 
 
 @pytest.fixture
-def old():
-    torch.manual_seed(0)
-    two = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return Autoencoder(AutoencoderConfig(block_out_channels=(16, 32), norm_num_groups=4, sample_size=16, **two))
+def old(two_levels):
+    return two_levels(16, 32)
 
 
 @torch.no_grad()
