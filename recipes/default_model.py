@@ -8,14 +8,16 @@
     python recipes/default_model.py --pack PICTURES SMALL --concepts recipes/concepts.txt      of these things alone
 
 PICTURES is a collection of sprites, backgrounds and photographs as `safelight.training.data.sprites` describes it. Each
-stage is a `safelight train` command, which is printed; `--minutes` stops it after that time with everything saved, and
-the same command goes on. What is written at the end is the averaged weights as float16 safetensors in diffusers'
-layout, with the attribution of the pictures beside them: to ship it, put it in place of src/safelight/default.
+stage is a command of `safelight train` or of this folder, which is printed; `--minutes` stops it after that time with
+everything saved, and the same command goes on. What is written at the end is the averaged weights as float16
+safetensors in diffusers' layout, with the attribution of the pictures beside them: to ship it, put it in place of
+src/safelight/default.
 """
 
 import argparse
 import io
 import json
+import math
 import shlex
 import shutil
 import signal
@@ -40,36 +42,42 @@ SCENES = {"scenes": True, "cache": "{run}/cache"}
 # the error with the right words is half of that with others, where there is little noise it is the same.
 NOISY = {"timesteps": "logit_normal", "logit-mean": 0.4, "logit-std": 1.1, "stratified": True}
 QUIET = {"log-every": 50, "checkpoint-every": 500, "sheet-every": 500}
+PLACED = {"mix": "placed", "objects": "0.8,0.15,0.03,0.02"}  # half of the things smaller, and aside
+DRAWN = {"course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20, "sheet-guidance": 4}
+PIXELS = {"reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "disc-weight": 0, "beta1": 0.9,
+          "beta2": 0.99, "clip": 1, "batch-size": 8, "course": "cosine", "ema-decay": 0.998,
+          "sheet-pictures": 16}  # fmt: skip
 
-# What a few hours of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second stage
-# costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things aside.
-# The decoder goes on when latents are settled, since what it learns then leaves the second stage valid; it learns to
-# bear what little training leaves in latents, which otherwise shows as stains on grounds that should be flat.
+# What twenty hours of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second
+# stage costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things
+# aside, in eight channels, since few are learnt soonest; then it gets the others, for edges and small things. The
+# decoder goes on when latents are settled, since what it learns then leaves the second stage valid: with twice the
+# channels, and to bear what little training leaves in latents, which otherwise shows as stains on flat grounds.
 CPU = {
     "autoencoder": {
-        **SCENES, **QUIET, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1, "latent-channels": 8,
-        "reduction": "mean", "kl-weight": 4e-6, "perceptual-weight": 0, "features-steps": 0, "disc-weight": 0,
-        "learning-rate": 1e-3, "beta1": 0.9, "beta2": 0.99, "clip": 1, "batch-size": 8, "steps": 2600, "warmup": 50,
-        "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
+        **SCENES, **QUIET, **PIXELS, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1,
+        "latent-channels": 8, "kl-weight": 4e-6, "learning-rate": 1e-3, "steps": 5000, "warmup": 50,
     },
     "diffusion": {
-        **SCENES, **QUIET, "size": 128, "channels": 96, "multipliers": "1,2", "attention": "1,2", "layers": 1,
-        "text-width": 128, "text-layers": 2, "text-length": 40, "vocabulary-size": 2048,
-        "mix": "simple", "objects": "0.85,0.1,0.03,0.02",
-        "prediction-type": "v_prediction", **NOISY, "learning-rate": 8e-4, "batch-size": 16, "steps": 14000,
-        "warmup": 200, "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20,
-        "sheet-guidance": 4,
+        **SCENES, **QUIET, **NOISY, **DRAWN, "size": 128, "channels": 96, "multipliers": "1,2", "attention": "1,2",
+        "layers": 1, "text-width": 128, "text-layers": 2, "text-length": 40, "vocabulary-size": 2048, "mix": "simple",
+        "objects": "0.85,0.1,0.03,0.02", "prediction-type": "v_prediction", "learning-rate": 8e-4, "batch-size": 16,
+        "steps": 14000, "warmup": 200,
     },
     "places": {
-        **SCENES, **QUIET, "size": 128, "train-text-encoder": True, "mix": "placed", "objects": "0.8,0.15,0.03,0.02",
-        **NOISY, "learning-rate": 8e-4, "batch-size": 16, "steps": 12000, "warmup": 200, "course": "cosine",
-        "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20, "sheet-guidance": 4,
+        **SCENES, **QUIET, **PLACED, **NOISY, **DRAWN, "size": 128, "train-text-encoder": True, "learning-rate": 8e-4,
+        "batch-size": 16, "steps": 12000, "warmup": 200,
     },
+    "latents": {"channels": 32, "mixes": ("varied", "placed"), "steps": 6000, "batch-size": 8},
+    "scenes": {**SCENES, **PLACED, "size": 128, "count": 120000, "batch-size": 32},
+    "details": {
+        **QUIET, **NOISY, **DRAWN, "logit-mean": 0.2, "train-text-encoder": True, "learning-rate": 6e-4,
+        "batch-size": 32, "steps": 24000, "warmup": 100,
+    },
+    "wider": {"times": 2},
     "decoder": {
-        **SCENES, **QUIET, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
-        "reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "disc-weight": 0, "learning-rate": 1e-3,
-        "beta1": 0.9, "beta2": 0.99, "clip": 1, "batch-size": 8, "steps": 6000, "warmup": 100,
-        "course": "cosine", "ema-decay": 0.998, "sheet-pictures": 16,
+        **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
+        "learning-rate": 3e-4, "steps": 8500, "warmup": 200,
     },
 }  # fmt: skip
 
@@ -84,33 +92,32 @@ GPU = {
         "sheet-pictures": 16,
     },
     "diffusion": {
-        **SCENES, "size": 128, "channels": 96, "multipliers": "1,2,3", "attention": "2,4", "layers": 1,
+        **SCENES, **NOISY, "size": 128, "channels": 96, "multipliers": "1,2,3", "attention": "2,4", "layers": 1,
         "text-width": 192, "text-layers": 4, "text-length": 48, "vocabulary-size": 4096,
-        "mix": "placed", "objects": "0.7,0.16,0.09,0.05",
-        "prediction-type": "v_prediction", **NOISY, "learning-rate": 4e-4, "batch-size": 512,
-        "steps": 10000, "warmup": 500, "course": "cosine", "ema-decay": 0.9995, "precision": "bfloat16",
-        "channels-last": True, "compile": True, "log-every": 100, "checkpoint-every": 1000, "sheet-every": 2000,
-        "sheet-steps": 20, "sheet-guidance": 4,
+        "mix": "placed", "objects": "0.7,0.16,0.09,0.05", "prediction-type": "v_prediction", "learning-rate": 4e-4,
+        "batch-size": 512, "steps": 10000, "warmup": 500, "course": "cosine", "ema-decay": 0.9995,
+        "precision": "bfloat16", "channels-last": True, "compile": True, "log-every": 100, "checkpoint-every": 1000,
+        "sheet-every": 2000, "sheet-steps": 20, "sheet-guidance": 4,
     },
 }  # fmt: skip
 
 # The second stage alone, from the weights that ship: they get better with every hour.
-FURTHER = {
-    "diffusion": {
-        **SCENES, **QUIET, "size": 128, "init": str(SHIPPED), "train-text-encoder": True,
-        "mix": "placed", "objects": "0.8,0.15,0.03,0.02", **NOISY, "learning-rate": 8e-4, "batch-size": 16,
-        "steps": 9000, "warmup": 100, "course": "cosine", "ema-decay": 0.998, "weight-decay": 0.01, "sheet-steps": 20,
-        "sheet-guidance": 4,
-    },
-}  # fmt: skip
+FURTHER = {"scenes": CPU["scenes"], "details": {**CPU["details"], "steps": 12000}}
 RECIPES = {"cpu": CPU, "gpu": GPU, "further": FURTHER}
-# Each stage: its `safelight train` command, and by which option it begins with what an earlier stage made.
+# Each stage: its command, and what there is when it is finished (of scenes the command itself finds out). `grown` is
+# the model that goes on with all latents: the recipe's own, or the one that ships.
 STAGES = {
-    "autoencoder": ("autoencoder", {}),
-    "diffusion": ("diffusion", {"autoencoder": "--autoencoder"}),
-    "places": ("diffusion", {"diffusion": "--init"}),
-    "decoder": ("autoencoder", {"autoencoder": "--init"}),
-}
+    "autoencoder": ("train autoencoder {pictures} --run {run}/autoencoder", "autoencoder/model"),
+    "diffusion": ("train diffusion {pictures} --run {run}/diffusion --autoencoder {run}/autoencoder/model",
+                  "diffusion/model"),
+    "places": ("train diffusion {pictures} --run {run}/places --init {run}/diffusion/model", "places/model"),
+    "latents": ("grow_latents.py {run}/places/model {pictures} --run {run}/latents", "latents/grown"),
+    "scenes": ("train precompute {pictures} --out {run}/scenes --autoencoder {grown}", None),
+    "details": ("train diffusion {run}/scenes --run {run}/details --init {grown}", "details/model"),
+    "wider": ("widen_autoencoder.py {grown} {run}/wider/model", "wider/model"),
+    "decoder": ("train autoencoder {pictures} --run {run}/decoder --init {run}/wider/model", "decoder/model"),
+}  # fmt: skip
+DRAWING = ("details", "diffusion")  # the stage whose model is written: the first of these
 CONCEPTS = {"cpu": Path(__file__).with_name("concepts.txt"), "further": Path(__file__).with_name("concepts.txt")}
 
 PROMPTS = (
@@ -122,22 +129,27 @@ PROMPTS = (
 
 
 def main() -> int:
-    """Train each stage that is not finished, then write the folder."""
+    """Run each stage that is not finished, then write the folder."""
     asked = arguments()
     if asked.pack:
         return pack(*asked.pack, concepts=asked.concepts, side=asked.side)
-    end = time.monotonic() + 60 * asked.minutes if asked.minutes else None
-    made: dict[str, Path] = {}
-    pictures = chosen(asked)
-    for stage, options in RECIPES[asked.recipe].items():
-        made[stage] = asked.run / stage / "model"
-        if not made[stage].is_dir() and (code := train(stage, options, pictures, asked, made, end)) != 0:
+    end = time.monotonic() + 60 * asked.minutes if asked.minutes else math.inf
+    stages = RECIPES[asked.recipe]
+    grown = asked.run / "latents" / "grown" if "latents" in stages else SHIPPED
+    places = {"run": asked.run, "pictures": chosen(asked), "grown": grown}
+    for stage, options in stages.items():
+        made = asked.run / STAGES[stage][1] if STAGES[stage][1] else None
+        if made and made.is_dir():
+            continue
+        code, late = perform(command(stage, options, asked, places), end), time.monotonic() >= end
+        if code != 0 and not late:
             return code
-        if not made[stage].is_dir():
+        if late or (made and not made.is_dir()):
             print("stopped in time; the same command goes on")
             return 0
     folder = asked.run / "default"
-    convert(made.get("places", made["diffusion"]), folder, dtype="float16", vae=made.get("decoder"))
+    drawing = next(asked.run / stage / "model" for stage in DRAWING if stage in stages)
+    convert(drawing, folder, dtype="float16", vae=asked.run / "decoder" / "model" if "decoder" in stages else None)
     attribute(asked.pictures, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
@@ -175,34 +187,32 @@ def arguments() -> argparse.Namespace:
     return asked
 
 
-def train(
-    stage: str,
-    options: dict[str, Any],
-    pictures: Path,
-    asked: argparse.Namespace,
-    made: dict[str, Path],
-    end: float | None,
-) -> int:
-    """Run one `safelight train` command, until it is finished or the time is up. Its exit code."""
-    command, begins = STAGES[stage]
-    words = [command, str(pictures), "--run", str(asked.run / stage)]
-    words += ["--device", asked.device] if asked.device else []
-    for earlier, option in begins.items():
-        words += [option, str(made[earlier])] if earlier in made else []
+def command(stage: str, options: dict[str, Any], asked: argparse.Namespace, places: dict[str, Path]) -> list[str]:
+    """The words of a stage's command, behind python's: of `safelight`, or of a recipe beside this file."""
+    kind, *words = [word.format(**places) for word in STAGES[stage][0].split()]
+    if kind == "train":
+        kind = f"train {words.pop(0)}"
+        words += ["--device", asked.device] if asked.device else []
     if asked.steps:
-        counts = ("steps", "features-steps", "sheet-steps")
-        fewer = {name: min(options[name], asked.steps) for name in counts if name in options}
-        options = {**options, **fewer}
-    if asked.batch_size:
+        counts = ("steps", "features-steps", "sheet-steps", "count")
+        options = {**options, **{name: min(options[name], asked.steps) for name in counts if name in options}}
+    if asked.batch_size and "batch-size" in options:
         options = {**options, "batch-size": asked.batch_size}
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value).format(run=asked.run)]
-    for prompt in PROMPTS if command == "diffusion" else ():
+        several = value if isinstance(value, tuple) else () if value is True else (str(value).format(**places),)
+        words += [f"--{name}", *several]
+    for prompt in PROMPTS if kind == "train diffusion" else ():
         words += ["--sheet-prompts", prompt]
-    print("safelight train", shlex.join(words), flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "safelight", "train", *words])
+    head = ["-m", "safelight", *kind.split()] if kind.startswith("train") else [str(Path(__file__).with_name(kind))]
+    return [*head, *words]
+
+
+def perform(words: list[str], end: float) -> int:
+    """Run a command until it is finished or the time is up. Its exit code."""
+    print("python", shlex.join(words), flush=True)
+    process = subprocess.Popen([sys.executable, *words])
     try:
-        return process.wait(None if end is None else max(end - time.monotonic(), 1))
+        return process.wait(None if end == math.inf else max(end - time.monotonic(), 1))
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.send_signal(signal.SIGTERM)  # finishes its step and saves
         return process.wait()
