@@ -21,6 +21,9 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,6 +52,8 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "int8": {"int8": True},
     "fast": {"fast": True},
 }
+# Where a point's name may stand, in points, and which end of it is there; the first that is free.
+SIDES = (((6, 4), "left"), ((-6, 4), "right"), ((6, -12), "left"), ((-6, -12), "right"))
 LOADING = ("int8", "decoder")  # what is asked for when a model is loaded, not when it draws
 SHOWN = ("exact", "10 steps", "AYS, 10 steps", "guidance up to 0.6", "features kept, from 0.3", "fast")
 PROMPTS = (
@@ -156,25 +161,34 @@ def ratio(price: Price, prices: Mapping[str, Price]) -> float:
 
 def plot(prices: Mapping[str, Price], path: Path) -> None:
     """Time against PSNR: up and left is better."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     points = {name: (ratio(price, prices), median(price.psnr)) for name, price in prices.items() if name != EXACT}
-    for name, price in prices.items():
-        if name != EXACT:
-            x, y = points[name]
-            axes.plot([x, x], [min(price.psnr), max(price.psnr)], color="0.8", linewidth=1, zorder=1)
-            color, size = ("tab:red", 60) if name == "fast" else ("tab:blue", 25)
-            axes.scatter([x], [y], s=size, color=color)
-            beside = any(0 < a - x < 0.16 and abs(b - y) < 3 for a, b in points.values())  # where a name would stand
-            offset, side = ((-6, 4), "right") if beside else ((6, 4), "left")
-            axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize=8, horizontalalignment=side)
+    for name, (x, y) in points.items():
+        axes.plot([x, x], [min(prices[name].psnr), max(prices[name].psnr)], color="0.8", linewidth=1, zorder=1)
+        color, size = ("tab:red", 60) if name == "fast" else ("tab:blue", 25)
+        axes.scatter([x], [y], s=size, color=color)
     axes.axvline(1, color="0.6", linestyle=":", linewidth=1)
     axes.set(xlabel="time, the exact run being 1", ylabel="PSNR to the exact picture, dB (line: worst to best)",
              xlim=(0, 1.25))  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
+    figure.draw_without_rendering()  # lays out, so that it is known where names will stand
+    taken = [Bbox.from_bounds(*(axes.transData.transform(point) - 5), 10, 10) for point in points.values()]
+    for name, point in points.items():
+        taken.append(beside(axes, name, point, taken))
     figure.savefig(path, dpi=120)
+
+
+def beside(axes: Axes, name: str, point: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
+    """Write a name beside its point, where nothing else stands if there is such a place; tell where."""
+    for offset, side in SIDES:
+        label = axes.annotate(name, point, offset, textcoords="offset points", fontsize=8, ha=side)
+        box = label.get_window_extent()
+        if box.count_overlaps(taken) == 0:
+            return box
+        label.remove()
+    axes.annotate(name, point, SIDES[0][0], textcoords="offset points", fontsize=8, ha=SIDES[0][1])
+    return box
 
 
 def sheet(prices: Mapping[str, Price], prompts: Sequence[str], seeds: int) -> Image.Image:
