@@ -113,6 +113,7 @@ def open_picture(picture: Any, name: str) -> Image.Image:
     image = opened(picture, name)
     if name == "class_map":
         return image
+    image = _eight_bits(ImageOps.exif_transpose(image))
     return image.convert("L") if name == "mask" else _rgb(image)
 
 
@@ -193,8 +194,14 @@ def opened(picture: Any, what: str) -> Image.Image:
         raise InputError(f"{what}: cannot read {picture}: {error}", remedy=f"use {', '.join(FORMATS)}") from error
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit grey in 8 bits. Pillow would cut all that is lighter than 255 of 65,535 to white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")

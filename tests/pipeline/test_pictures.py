@@ -1,0 +1,40 @@
+"""Pictures as people have them: whatever their mode, they come in as they look."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from safelight.pipeline.pictures import load_mask, load_picture
+
+RAMP = np.tile(np.linspace(0, 65_535, 256).round().astype(np.uint16), (8, 1))
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A PNG of 16-bit grey, from black to white."""
+    Image.fromarray(RAMP).save(tmp_path / "deep.png")
+    return tmp_path / "deep.png"
+
+
+def test_grey_of_16_bits_keeps_its_tones(deep):
+    picture = load_picture(deep)
+    wanted = torch.from_numpy(RAMP.astype(np.float32) / 65_535 * 2 - 1)
+    torch.testing.assert_close(picture[0], wanted.expand(3, -1, -1), atol=1 / 255, rtol=0)
+
+
+def test_a_mask_of_16_bits_as_well(deep):
+    mask = load_mask(deep, load_picture(deep))
+    torch.testing.assert_close(mask[0, 0], torch.from_numpy(RAMP.astype(np.float32) / 65_535), atol=0.5 / 255, rtol=0)
+
+
+def test_a_mask_is_turned_as_its_picture_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    grey = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (16, 1)))
+    grey.save(tmp_path / "mask.png", exif=exif)
+    grey.convert("RGB").save(tmp_path / "picture.png", exif=exif)
+    picture = load_picture(tmp_path / "picture.png")
+    mask = load_mask(tmp_path / "mask.png", picture)
+    assert mask.shape[2:] == (32, 16)
+    torch.testing.assert_close(mask[0, 0] * 2 - 1, picture[0, 0])
