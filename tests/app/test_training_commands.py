@@ -13,6 +13,9 @@ from command_line import told as run
 from PIL import Image
 
 import safelight
+from safelight.app.training_commands import preset
+from safelight.models.presets import AUTOENCODERS
+from safelight.training.loop.recipes import AutoencoderRecipe
 
 FIRST = ["--size", "16", "--channels", "8", "--multipliers", "1,2", "--layers", "1", "--batch-size", "4",
          "--features-steps", "3", "--disc-start", "2", "--disc-warmup", "1", "--disc-channels", "8",
@@ -137,6 +140,15 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     arguments = ["--run", tmp_path / "d", "--autoencoder", first_stage, "--unet", "sd99", *SECOND]
     assert "neither a preset nor a file" in run("train", "diffusion", pictures, *arguments, code=2)
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file.txt", "unet.json"}  # and nothing half begun
+
+
+def test_a_preset_is_trained_as_the_original_was():
+    recipes = {name: AutoencoderRecipe(data="pictures", preset=name, **preset(name)) for name in AUTOENCODERS}
+    found = {name: (made.batch_size, made.learning_rate, made.warmup) for name, made in recipes.items()}
+    batches = {"kl_f4": 10, "kl_f8": 4, "kl_f16": 6, "vq_f4": 8, "vq_f8": 10, "vq_f16": 14}
+    for name, batch in batches.items():
+        assert found[name] == (batch, pytest.approx(batch * 4.5e-6), 0)
+    assert recipes["vq_f16"].disc_layers == 2 and preset("unknown") == {}
 
 
 def test_help_answers_without_torch():

@@ -29,7 +29,7 @@ from safelight.training.loop.recipes import (
     recipe_of,
     written_run,
 )
-from safelight.training.stages.autoencoder_config import AUTOENCODER_TRAININGS
+from safelight.training.stages.autoencoder_config import AUTOENCODER_BATCHES, AUTOENCODER_TRAININGS
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -58,6 +58,13 @@ def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
     app.add_typer(group, name="train")
 
 
+def preset(name: str | None) -> dict[str, Any]:
+    """What the original trains a preset's autoencoder with; nothing for a name that is none, which is told later."""
+    if name not in AUTOENCODER_TRAININGS:
+        return {}
+    return {**AUTOENCODER_TRAININGS[name], "batch_size": AUTOENCODER_BATCHES[name], "warmup": 0}
+
+
 def training_command(stage: str) -> Callable[..., Any]:
     """The command of a stage: `data` as its argument, the recipe's other fields as options."""
     recipe = RECIPES[stage]
@@ -68,8 +75,7 @@ def training_command(stage: str) -> Callable[..., Any]:
             for name, value in values.items()
             if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
         }
-        preset = AUTOENCODER_TRAININGS.get(given.get("preset", ""), {}) if stage == "autoencoder" else {}
-        start(stage, run, device, {**preset, **given})
+        start(stage, run, device, {**(preset(given.get("preset")) if stage == "autoencoder" else {}), **given})
 
     options = [as_option(name, field) for name, field in recipe.model_fields.items()]
     around = [

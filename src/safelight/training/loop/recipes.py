@@ -151,7 +151,8 @@ class AutoencoderModelConfig(PerceptualConfig):
 
     init: str | None = Field(None, description="an autoencoder, or a model with one, to go on from")
     preset: str | None = Field(
-        None, description="one of the paper's, such as kl_f8 or vq_f4: its shape, losses and rates; else as below"
+        None,
+        description="one of the paper's, such as kl_f8, its losses, batches and rates as well; else as below",
     )
     kind: Literal["kl", "vq"] = Field("kl", description="of the bottleneck: a Gaussian or a codebook")
     channels: Positive = Field(64, description="of the first level; every level's is a multiple of it")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["AUTOENCODER_TRAININGS", "AutoencoderTraining"]
+__all__ = ["AUTOENCODER_BATCHES", "AUTOENCODER_TRAININGS", "AutoencoderTraining"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -91,21 +91,26 @@ class AutoencoderTraining(BaseModel):
         return moving and (step + 1) % self.revive_every == 0
 
 
-# The original multiplies its base learning rate with the batch size: here with that of one device, of its configs.
-# Some of its disc_start were 0, 1 or 11 because those runs went on from a checkpoint; they stand here as they stand
-# there. From nothing, let the autoencoder learn first.
+# Pictures in a batch of one device, by the names of `models.presets.AUTOENCODERS`, in the original's configs. It
+# multiplies its base learning rate with them, and has no warm-up.
+AUTOENCODER_BATCHES = {
+    "kl_f4": 10, "kl_f8": 4, "kl_f16": 6, "kl_f32": 6,
+    "vq_f4": 8, "vq_f4_noattn": 8, "vq_f8": 10, "vq_f8_n256": 10, "vq_f16": 14,
+}  # fmt: skip
 BASE = 4.5e-6
-VQ: dict[str, Any] = {"disc_start": 250_001, "disc_weight": 0.75}
 
-# By the names of `models.presets.AUTOENCODERS`: what is not the default.
+# Some of the original's disc_start were 0, 1 or 11 because those runs went on from a checkpoint; they stand here as
+# they stand there. From nothing, let the autoencoder learn first.
+VQ: dict[str, Any] = {"disc_start": 250_001, "disc_weight": 0.75}
+LOSSES: dict[str, dict[str, Any]] = {
+    "vq_f4": VQ | {"disc_start": 0},
+    "vq_f4_noattn": VQ | {"disc_start": 11},
+    "vq_f8": VQ | {"disc_start": 1, "disc_weight": 0.6, "disc_layers": 2},
+    "vq_f8_n256": VQ,
+    "vq_f16": VQ | {"disc_layers": 2},
+}
+
+# What is not the default, by the same names.
 AUTOENCODER_TRAININGS: dict[str, Mapping[str, Any]] = {
-    "kl_f4": {"learning_rate": 10 * BASE},
-    "kl_f8": {"learning_rate": 4 * BASE},
-    "kl_f16": {"learning_rate": 6 * BASE},
-    "kl_f32": {"learning_rate": 6 * BASE},
-    "vq_f4": {**VQ, "disc_start": 0, "learning_rate": 8 * BASE},
-    "vq_f4_noattn": {**VQ, "disc_start": 11, "learning_rate": 8 * BASE},
-    "vq_f8": {**VQ, "disc_start": 1, "disc_weight": 0.6, "disc_layers": 2, "learning_rate": 10 * BASE},
-    "vq_f8_n256": {**VQ, "learning_rate": 10 * BASE},
-    "vq_f16": {**VQ, "disc_layers": 2, "learning_rate": 14 * BASE},
+    name: {"learning_rate": batch * BASE, **LOSSES.get(name, {})} for name, batch in AUTOENCODER_BATCHES.items()
 }
