@@ -98,6 +98,17 @@ def test_a_model_that_inpaints_has_a_sheet_of_holes(trained):
     assert model.paints_masks and sheet_of(folder).width > 8 * 96
 
 
+def test_classes_are_the_folders_that_pictures_lie_in(first_stage, tmp_path):
+    for number, (name, color) in enumerate({"red": "red", "blue": "navy"}.items()):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), color).save(tmp_path / "set" / name / f"{number}.png")
+    run("train", "diffusion", tmp_path / "set", "--run", tmp_path / "run", "--autoencoder", first_stage, *SECOND,
+        "--conditioning", "class", "--device", "cpu")  # fmt: skip
+    model = safelight.load(tmp_path / "run" / "model", device="cpu")
+    assert model.classes == ("blue", "red")
+    assert len(safelight.class_to_image(model, "red", **QUICK)) == 1
+
+
 def test_a_model_of_classes_knows_their_names(trained, tmp_path):
     model, folder = trained("--conditioning", "class")
     assert model.classes == ("block", "disc", "wedge") and model.unet.config.num_class_embeds == 4

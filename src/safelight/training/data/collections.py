@@ -13,7 +13,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -141,6 +141,13 @@ class Collection(Sequence[Entry]):
         """Give the collection of the entries that `keep` says yes to."""
         return Collection(self.store, [entry for entry in self.entries if keep(entry)], self.faults, self.path)
 
+    def labelled(self) -> "Collection":
+        """Give the collection with the name of its folder as each entry's label, where no entry has one of its own."""
+        if self.labels:
+            return self
+        entries = [replace(entry, label=folder_name(entry.name)) for entry in self.entries]
+        return Collection(self.store, entries, self.faults, self.path)
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that occur, sorted: the classes of a class-conditional model."""
@@ -261,7 +268,7 @@ class _Reader:
 
     def _label(self, name: str, row: Mapping[str, Any]) -> str | None:
         if self.label_field == "folder":
-            return PurePosixPath(name).parent.name or None
+            return folder_name(name)
         value = row.get(self.label_field or "label")
         return None if value is None else str(value)
 
@@ -270,6 +277,11 @@ class _Reader:
             return self.store.read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise CollectionError(f"{name} is not UTF-8 text: {error.reason}", remedy="save it as UTF-8") from error
+
+
+def folder_name(name: str) -> str | None:
+    """The name of the folder that a file lies in, if it is in one."""
+    return PurePosixPath(name).parent.name or None
 
 
 def _table(text: str, name: str) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ def data_set(
             cache=cache,
         )
     return PictureData(
-        collection,
+        collection.labelled(),
         size=recipe.size,
         crop=recipe.crop,
         flip=recipe.flip,
