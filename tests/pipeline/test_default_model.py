@@ -4,10 +4,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 import safelight
 from safelight.checkpoint.load import SHIPPED
 from safelight.diffusion.samplers import SAMPLERS
+from safelight.errors import InputError
 
 DDIM = {"sampler": "ddim", "grid": "leading", "grid_options": {"final_sigma": "sigma_min"}}
 
@@ -82,3 +84,18 @@ def test_the_rest_of_the_tasks_work_with_it(default):
     assert not np.array_equal(inpainted, np.asarray(apple))
     assert len(safelight.variations(default, apple, count=2, seed=4)) == 2
     assert safelight.text_to_image(default, "a row of hearts", width=128, height=64, seed=5)[0].size == (128, 64)
+
+
+def test_a_small_mask_in_a_large_picture_is_repainted_at_the_models_size(default):
+    """A thing that the model draws at 128 pixels appears within 40, in a picture of 400 x 300 that stays as it is."""
+    picture, mask = Image.new("RGB", (400, 300), "white"), Image.new("L", (400, 300))
+    ImageDraw.Draw(mask).rectangle((300, 100, 339, 139), fill=255)
+    prompt = "a flat emoji of a red heart on a white background"
+    drawn = safelight.inpaint(default, prompt, picture, mask, padding_mask_crop=4, seed=1)
+    pixels, inside = np.asarray(drawn[0]).astype(int), np.asarray(mask) > 0
+    assert drawn[0].size == (400, 300) and drawn.latents.shape[2:] == (8, 8)
+    assert (pixels[~inside] == 255).all()
+    red = (pixels[..., 0] > 150) & (pixels[..., 1] < 110)
+    assert 0.1 < red[inside].mean() < 0.9
+    with pytest.raises(InputError, match="black everywhere"):
+        safelight.inpaint(default, prompt, picture, Image.new("L", (400, 300)), padding_mask_crop=4)

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from safelight.compat.outputs import Config
 from safelight.errors import InputError, nearest
+from safelight.pipeline.surroundings import Box, surroundings
 
-Box = tuple[int, int, int, int]
 Array = NDArray[Any]
 
 RESAMPLING = {
@@ -158,17 +158,7 @@ class VaeImageProcessor:
     def get_crop_region(mask_image: Image.Image, width: int, height: int, pad: int = 0) -> Box:
         """Find the box around the mask's white, `pad` pixels wider, grown to the shape width : height where it fits."""
         grey = mask_image.convert("L")
-        box = grey.getbbox()
-        if box is None:
-            raise InputError("the mask is black everywhere", remedy="paint white what shall be drawn anew")
-        left, top = max(box[0] - pad, 0), max(box[1] - pad, 0)
-        right, bottom = min(box[2] + pad, grey.width), min(box[3] + pad, grey.height)
-        shape = width / height
-        if (right - left) / (bottom - top) > shape:
-            top, bottom = _grown(top, bottom, int((right - left) / shape - (bottom - top)), grey.height)
-        else:
-            left, right = _grown(left, right, int((bottom - top) * shape - (right - left)), grey.width)
-        return left, top, right, bottom
+        return surroundings(grey.getbbox(), grey.size, width / height, pad)
 
     @staticmethod
     def blur(image: Image.Image, blur_factor: int = 4) -> Image.Image:
@@ -255,16 +245,6 @@ def _with_channel(mask: Any) -> Any:
     if isinstance(mask, Tensor):
         return mask[:, None]
     return mask[None] if mask.shape[-1] == 1 else mask[..., None]
-
-
-def _grown(low: int, high: int, by: int, limit: int) -> tuple[int, int]:
-    """Widen [low, high) by `by` to both sides, moved into [0, limit) and cut where it does not fit."""
-    low, high = low - by // 2, high + by - by // 2
-    if high >= limit:
-        low, high = low - (high - limit), limit
-    if low < 0:
-        low, high = 0, high - low
-    return low, min(high, limit)
 
 
 def _framed(image: Image.Image, width: int, height: int, resample: Image.Resampling, *, cover: bool) -> Image.Image:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from safelight.compat.adapters import with_lora_scale
 from safelight.compat.denoising import Denoising, Hooks, State
-from safelight.compat.images import Box, VaeImageProcessor
+from safelight.compat.images import VaeImageProcessor
 from safelight.compat.prompting import check_prompts
 from safelight.compat.randomness import Generators, randn_tensor
 from safelight.errors import InputError
+from safelight.pipeline.surroundings import Box
 
 
 class StableDiffusionPipeline(Denoising):

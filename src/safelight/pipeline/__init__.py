@@ -10,6 +10,7 @@ bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 compiling   the U-Net by way of torch.compile
 pictures    pictures <-> tensors, and their files
+surroundings  what is around a mask, cut out to be repainted and laid back
 recipes/    what a picture's file says of how it was made, and making it again
 exploring   one request along some axes: a grid of pictures
 morphing    the way from one picture to another

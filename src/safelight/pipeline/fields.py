@@ -24,6 +24,11 @@ Height = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description
 Prompt = Annotated[Any, Field(description="what the picture should show")]
 ImagePath = Annotated[Any, Field(description="the picture to start from (PNG, JPEG or WebP)")]
 MaskPath = Annotated[Any, Field(description="white where the picture is to be repainted, black where it stays")]
+MaskPadding = Annotated[
+    int | None,
+    Field(ge=0, le=16384, description="repaint what is around the mask alone, with so many pixels of the picture, at "
+          "the size the model draws best; by default the whole picture"),
+]  # fmt: skip
 Label = Annotated[Any, Field(description="class of what to draw: its name or its number")]
 Boxes = Annotated[
     Any, Field(description='objects and their boxes, as shares: "apple 0.1 0.2 0.5 0.6, dog …" (x0 y0 x1 y1)')
@@ -38,7 +43,8 @@ NoiseLevel = Annotated[
 PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count", "n_iter": "count", "cfg_scale":
                "guidance_scale", "denoising_strength": "strength", "scheduler": "sampler", "mask_image": "mask",
                "generator": "seed", "callback": "watch", "init_image": "image", "ensd":
-               "noise_seed_delta", "eta_noise_seed_delta": "noise_seed_delta", "variation_seed": "subseed"}  # fmt: skip
+               "noise_seed_delta", "eta_noise_seed_delta": "noise_seed_delta", "variation_seed": "subseed",
+               "inpaint_full_res_padding": "padding_mask_crop"}  # fmt: skip
 
 # What has done its work once a picture's words are settled: a recipe holds those words instead, and no path
 WORDING = ("dynamic_prompts", "wildcards", "styles", "styles_file")

@@ -16,6 +16,7 @@ from safelight.pipeline.fields import (
     Height,
     ImagePath,
     Label,
+    MaskPadding,
     MaskPath,
     NoiseLevel,
     Prompt,
@@ -123,6 +124,7 @@ def inpaint(
     mask: MaskPath,
     *,
     strength: Strength = 1.0,
+    padding_mask_crop: MaskPadding = None,
     **settings: Unpack[Settings],
 ) -> "Pictures":
     """Repaint the white part of a mask.
@@ -139,14 +141,23 @@ def inpaint(
         mask: path, PIL image, array or tensor of the picture's size; white (or 1) is repainted, black (or 0) kept, and
             grey mixes the two in the finished picture.
         strength: below 1, what lies under the mask steers the result.
+        padding_mask_crop: with a number, the mask's surroundings of so many pixels (and more, for the shape of the
+            model's own pictures) are repainted at the size the model was trained at and laid back: for small masks in
+            large pictures. None repaints at the picture's own size.
         **settings: see `Settings`.
     """
     from safelight.pipeline.developing import composite, crop, develop, encode, inpainting_channels, keep_known
     from safelight.pipeline.pictures import load_mask, load_picture, pad
+    from safelight.pipeline.surroundings import cut, laid_back, surroundings, white_box
 
-    picture = load_picture(image)
-    mask = load_mask(mask, picture)
-    padded, padded_mask = pad(picture, model.autoencoder.config.factor), pad(mask, model.autoencoder.config.factor)
+    whole = picture = load_picture(image)
+    stencil = mask = load_mask(mask, picture)
+    factor, box = model.autoencoder.config.factor, None
+    if padding_mask_crop is not None:
+        height, width = (factor * n for n in model.latent_size())
+        box = surroundings(white_box(mask), (whole.shape[-1], whole.shape[-2]), width / height, padding_mask_crop)
+        picture, mask = cut(whole, box, (height, width)), cut(mask, box, (height, width), smooth=False)
+    padded, padded_mask = pad(picture, factor), pad(mask, factor)
     latent = encode(model, padded, settings["tile"])
     if model.paints_masks:
         concat = inpainting_channels(model, padded, padded_mask, settings["tile"])
@@ -156,7 +167,8 @@ def inpaint(
     else:
         edit = keep_known(latent, padded_mask)
         drawn = develop(model, prompt, settings, latent=latent, strength=strength, blend=edit)
-    return composite(crop(drawn, picture), picture, mask)
+    drawn = crop(drawn, picture)
+    return composite(laid_back(drawn, whole, box) if box else drawn, whole, stencil)
 
 
 @task
