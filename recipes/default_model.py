@@ -148,6 +148,7 @@ def main() -> int:
             print("stopped in time; the same command goes on")
             return 0
     folder = asked.run / "default"
+    shutil.rmtree(folder, ignore_errors=True)  # of a former end
     drawing = next(asked.run / stage / "model" for stage in DRAWING if stage in stages)
     convert(drawing, folder, dtype="float16", vae=asked.run / "decoder" / "model" if "decoder" in stages else None)
     attribute(asked.pictures, folder)

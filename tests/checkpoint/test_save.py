@@ -171,8 +171,22 @@ def test_nobodys_folder_is_overwritten(sd1, tmp_path):
     save_folder(parts, tmp_path / "m")
     save_folder(parts, tmp_path / "m", variant="fp16")  # a model is replaced, whole
     assert not (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    (tmp_path / "m" / "samples").mkdir()
+    with pytest.raises(CheckpointError, match="other things"):
+        save_folder(parts, tmp_path / "m")
     with pytest.raises(CheckpointError, match="does not exist"):
         save_single_file(parts, tmp_path / "no" / "m.safetensors")
+
+
+@pytest.mark.parametrize("name", ["m", "m.safetensors"])
+def test_converting_replaces_nothing_unless_it_may(sd1, tmp_path, name):
+    convert(sd1, tmp_path / name)
+    before = load_parts(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} exists"):
+        convert(tmp_path / name, tmp_path / name, dtype="float16")
+    assert same_weights(load_parts(tmp_path / name).unet, before.unet)
+    convert(tmp_path / name, tmp_path / name, dtype="float16", overwrite=True)
+    assert load_parts(tmp_path / name).unet.conv_in.weight.dtype == torch.float16
 
 
 def test_a_folder_can_be_saved_onto_itself(sd1, tmp_path):

@@ -147,12 +147,13 @@ def convert(
     ] = None,
     vae: VaeOption = None,
     loras: LoraOption = [],  # noqa: B006  # typer's way to say none
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is there already")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrite a model as a diffusers folder, or as a single file in the CompVis layout."""
     from safelight.checkpoint.convert import convert as rewrite
 
-    rewrite(source, target, dtype=dtype, prediction_type=prediction_type, vae=vae, loras=loras)
+    rewrite(source, target, dtype=dtype, prediction_type=prediction_type, vae=vae, loras=loras, overwrite=overwrite)
     typer.echo(json.dumps({"source": source, "target": str(target)}) if as_json else target)
 
 

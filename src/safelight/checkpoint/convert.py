@@ -24,6 +24,7 @@ def convert(
     dtype: torch.dtype | str | None = None,
     variant: str | None = None,
     max_shard_size: int | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> Parts:
     """Rewrite a model: a single file, a folder or a hub id as a single file or a folder. Return its parts.
@@ -31,13 +32,16 @@ def convert(
     A target that ends in .safetensors is a single file in the CompVis layout, any other a diffusers folder, whose file
     names get `variant` and whose files are at most `max_shard_size` bytes long. The numbers are copied bit for bit
     unless `dtype` asks for others. `options` are those of `load_parts`. Raises InputError for a target that would be a
-    pickle, or that looks like another kind of file.
+    pickle, that looks like another kind of file, or that exists: `overwrite` replaces a file, or a folder of nothing
+    but a model.
     """
     target = Path(target)
     if target.suffix in PICKLES:
         raise InputError(f"{target.name}: pickles are not written", remedy="name a .safetensors file, or a folder")
     if target.suffix != ".safetensors" and LIKE_A_FILE.fullmatch(target.suffix) and not target.is_dir():
         raise InputError(f"{target.name} looks like a file's name", remedy="end it in .safetensors, or name a folder")
+    if not overwrite and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
+        raise InputError(f"{target} exists", remedy="name another, or say that it may be overwritten")
     parts = load_parts(source, dtype=_dtype(dtype), **options)
     if target.suffix == ".safetensors":
         save_single_file(parts, target)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from safelight.checkpoint import layouts
-from safelight.checkpoint.configs import LOW_RES_SCHEDULER, default_scheduler
+from safelight.checkpoint.configs import LOW_RES_SCHEDULER, PARTS, default_scheduler
 from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
@@ -45,9 +45,9 @@ def save_folder(
 
     `variant` goes into the file names ("fp16"); weights beyond `max_shard_size` bytes are cut into shards. The dtype of
     each network is kept. `parts.extra` has no place in a folder and is left out. Raises CheckpointError where `path`
-    holds anything but a model, or the disk refuses; then nothing has changed.
+    holds anything but a model and its card, or the disk refuses; then nothing has changed.
     """
-    with replacing_folder(Path(path), is_ours=is_model_folder) as folder:
+    with replacing_folder(Path(path), is_ours=_is_model_alone) as folder:
         write = partial(_write_network, variant=variant, max_shard_size=max_shard_size)
         write(folder / "unet", parts.unet, parts.unet.config.to_diffusers(), "diffusion_pytorch_model")
         kind = parts.autoencoder.config.to_diffusers()
@@ -82,6 +82,11 @@ def _save_network(network: nn.Module, config: Mapping[str, Any], path: Path, **o
     with replacing_folder(path, is_ours=_is_network_folder) as folder:
         write_json(folder / "config.json", config)
         write_weights(folder, "diffusion_pytorch_model", outgoing(network.state_dict()), **options)
+
+
+def _is_model_alone(path: Path) -> bool:
+    """Whether a folder holds a model, perhaps with its card, and nothing that writing it again would not replace."""
+    return is_model_folder(path) and {file.name for file in path.iterdir()} <= {"model_index.json", "README.md", *PARTS}
 
 
 def _is_network_folder(path: Path) -> bool:
