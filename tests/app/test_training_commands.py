@@ -121,6 +121,13 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     assert "needs a first one" in run("train", "diffusion", pictures, *there, code=2)
     assert "--init" in run("train", "autoencoder", pictures, "--decoder-only", "--run", tmp_path / "g", code=2)
     assert "steps=0" in run("train", "diffusion", pictures, "--run", tmp_path / "a", "--steps", "0", code=2)
+    odd = run("train", "autoencoder", pictures, "--run", tmp_path / "h", *FIRST, "--size", "17", code=2)
+    assert "17 pixels do not fit a first stage that shrinks them 2 times" in odd and "train at 16" in odd
+    odd = run("train", "diffusion", pictures, "--run", tmp_path / "i", "--autoencoder", first_stage, *SECOND,
+              "--attention", "8", code=2)  # fmt: skip
+    assert "attention=8: no level" in odd and "the factors 1, 2" in odd
+    assert "a column `label`" in run("train", "diffusion", pictures, "--run", tmp_path / "j", "--autoencoder",
+                                     first_stage, *SECOND, "--conditioning", "class", code=2)  # fmt: skip
     (tmp_path / "empty").mkdir()
     assert "no pictures" in run("train", "autoencoder", tmp_path / "empty", "--run", tmp_path / "b", code=1)
     (tmp_path / "file.txt").write_text("mine")

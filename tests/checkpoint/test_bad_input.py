@@ -18,7 +18,7 @@ from safelight.checkpoint.errors import (
     WrongModel,
     WrongShape,
 )
-from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.load import load_autoencoder, load_parts
 from safelight.errors import CheckpointError, InputError, MissingPartError
 
 
@@ -101,6 +101,12 @@ def test_folders_that_are_no_models(sd1, sd1_file, tmp_path):
         load_parts(tmp_path)
     with pytest.raises(CheckpointError, match="one network"):
         load_parts(sd1 / "unet")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"stage": "diffusion", "recipe": {}}')
+    for load in (load_parts, load_autoencoder):
+        with pytest.raises(CheckpointError, match=r"a training's run, not") as caught:
+            load(tmp_path / "run")
+        assert str(tmp_path / "run" / "model") in caught.value.remedy
     with pytest.raises(CheckpointError, match=r"sd1\.safetensors"):
         load_parts(sd1_file.parent)
     with pytest.raises(CheckpointError, match="no such file"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from safelight.errors import InputError
 from safelight.pipeline.pictures import load_mask, load_picture
 
 RAMP = np.tile(np.linspace(0, 65_535, 256).round().astype(np.uint16), (8, 1))
@@ -38,3 +39,21 @@ def test_a_mask_is_turned_as_its_picture_is(tmp_path):
     mask = load_mask(tmp_path / "mask.png", picture)
     assert mask.shape[2:] == (32, 16)
     torch.testing.assert_close(mask[0, 0] * 2 - 1, picture[0, 0])
+
+
+def test_what_is_painted_on_a_transparent_layer_is_the_mask():
+    layer = Image.new("RGBA", (32, 16))
+    layer.paste("white", (8, 4, 16, 8))
+    mask = load_mask(layer, torch.zeros(1, 3, 16, 32))
+    assert mask.sum() == 32 and mask[0, 0, 4:8, 8:16].eq(1).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_white_are_refused(mode):
+    with pytest.raises(InputError, match=f"mode '{mode}' have no white"):
+        load_picture(Image.new(mode, (16, 16)))
+
+
+def test_a_mask_with_nothing_to_repaint_is_refused():
+    with pytest.raises(InputError, match="black everywhere"):
+        load_mask(Image.new("L", (32, 16)), torch.zeros(1, 3, 16, 32))

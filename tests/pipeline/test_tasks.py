@@ -260,6 +260,7 @@ def test_text_encoder_can_be_released(model):
     [
         {"width": 65}, {"width": 8}, {"steps": 0}, {"steps": 2.5}, {"guidance_scale": float("nan")}, {"seed": -1},
         {"sampler": "eulr"}, {"grid": "karas"}, {"eta": 2}, {"eta": 0.5}, {"count": 0}, {"stepz": 3}, {"prompt": 3},
+        {"seed": 2**63 - 1, "count": 2}, {"guidance_start": 0.9, "guidance_end": 0.1},
         {"sampler_options": {"churn": 1}}, {"negative_prompt": ["a", "b", "c"]}, {"clip_skip": 11}, {"prompt": []},
     ],
     ids=str,

@@ -38,4 +38,4 @@ def tokenizer_of(model: str | None) -> Tokenizer:
 def remarks(plan: PromptPlan) -> list[str]:
     """What people may not have meant so."""
     found = [f"character {position + 1}: {note}" for position, note in plan.notes]
-    return found + [f"{network} is read, but this version has no adapters" for network in plan.networks]
+    return found + [f"{network} stands for no file here: give one with --lora" for network in plan.networks]

@@ -76,7 +76,9 @@ def _no_index(folder: Path) -> CheckpointError:
     ]
     if not names:
         return CheckpointError("is an empty folder", path=folder, remedy="download the model into it, or name another")
-    if "config.json" in names:
+    if _is_run(folder):
+        what, remedy = "is a training's run, not a model", f"name what it has made: {folder / 'model'}"
+    elif "config.json" in names:
         what, remedy = "holds one network, not a whole model", "name the folder above it, which holds model_index.json"
     elif single:
         what, remedy = "holds no model_index.json", f"name the file itself: {folder / single[0]}"
@@ -86,6 +88,12 @@ def _no_index(folder: Path) -> CheckpointError:
             f"name a model's folder or file; this one holds {', '.join(names[:5])}",
         )
     return CheckpointError(what, path=folder, remedy=remedy)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training, whose config.json tells the stage."""
+    path = folder / "config.json"
+    return path.is_file() and "stage" in read_json(path)
 
 
 def check_class(name: object, known: Collection[str], path: Path, key: str) -> None:
@@ -98,6 +106,8 @@ def check_class(name: object, known: Collection[str], path: Path, key: str) -> N
 def read_config(folder: Path, known: Collection[str], name: str = "config.json") -> tuple[Path, Config]:
     """Read a part's config.json and vet it."""
     path = folder / name
+    if _is_run(folder):
+        raise WrongModel("is of a training's run, not of a model", path=path, remedy=f"name {folder / 'model'}")
     return path, vet(read_json(path), known, path)
 
 

@@ -32,6 +32,7 @@ from safelight.pipeline.wording import Words, worded
 TILE_ABOVE_PIXELS = 1536 * 1408
 WHOLE_UP_TO_PIXELS = 1024 * 1024  # larger pictures are decoded in strips, from 4 GB on down to half and less
 TILE = 512  # side of a tile in pixels
+SEEDS_END = 2**63  # so many there are
 
 
 class Streams(Protocol):
@@ -129,7 +130,11 @@ def noise_source(model: LatentDiffusion, settings: Settings) -> NoiseSource:
 
 
 def grown_from(first: int, count: int, source: NoiseSource, settings: Settings) -> list[Origin]:
-    """What each picture's noise grows from; a missing sub-seed is a fresh one."""
+    """What each picture's noise grows from; a missing sub-seed is a fresh one. Raises InputError beyond the seeds."""
+    last = max(first, settings["subseed"] or 0) + settings["batch_index"] + count - 1
+    if last >= SEEDS_END:
+        what = f"the last of {count} pictures would have the seed {last}, and seeds end at {SEEDS_END - 1}"
+        raise InputError(what, remedy="begin with a smaller seed")
     subseed = randbelow(2**32) if settings["subseed"] is None else settings["subseed"]
     return origins(
         first,

@@ -253,6 +253,9 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
         )
         raise InputError(what, remedy=f"{name}: {model.model_fields[name].description}") from None
     complete = {name: getattr(request, name) for name in model.model_fields}
+    if complete["guidance_start"] > complete["guidance_end"]:
+        what = f"guidance_start={complete['guidance_start']:g} lies behind guidance_end={complete['guidance_end']:g}"
+        raise InputError(what, remedy="guidance acts between them; guidance_scale=1 goes without")
     from safelight.diffusion import grids, samplers  # which takes a while, as whatever comes next does
 
     samplers.find(complete["sampler"]), grids.find(complete["grid"])

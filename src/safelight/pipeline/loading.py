@@ -99,8 +99,12 @@ def prepared(model: LatentDiffusion, *, int8: bool = False) -> LatentDiffusion:
     """The same model, whose networks now ask for the kernels of this machine's CPU, if it has any (`kernels.prepare`).
 
     What it draws differs from what it drew before by rounding alone: 1e-5 of the norm in float32. With `int8` the U-Net
-    is rounded to 8 bits, for good.
+    is rounded to 8 bits, for good. Its weights ask for no gradients: a part used by itself keeps nothing for them, and
+    whoever trains it says so (`requires_grad_`).
     """
+    for network in (model.unet, model.autoencoder, model.text_encoder, model.conditioner):
+        if network is not None:
+            network.requires_grad_(False)
     kernels.prepare(model.unet, int8=int8)
     kernels.prepare(model.autoencoder)
     if model.text_encoder is not None:

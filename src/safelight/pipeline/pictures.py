@@ -92,7 +92,11 @@ def load_picture(picture: Any, width: int | None = None, height: int | None = No
 
 
 def load_mask(mask: Any, picture: Tensor) -> Tensor:
-    """Read a mask as a float32 tensor (1, 1, H, W) in [0, 1], of the size of `picture`; 1 is where to repaint."""
+    """Read a mask as a float32 tensor (1, 1, H, W) in [0, 1], of the size of `picture`; 1 is where to repaint.
+
+    A rotation noted by the camera is applied, and transparency is laid on black. Raises InputError for another size,
+    for numbers outside, and where there is nothing to repaint.
+    """
     if isinstance(mask, Tensor):
         if mask.dim() < 2 or mask.numel() != mask.shape[-2] * mask.shape[-1]:
             raise InputError(f"mask: a tensor must be (H, W), not {tuple(mask.shape)}", remedy="give one mask")
@@ -105,16 +109,18 @@ def load_mask(mask: Any, picture: Tensor) -> Tensor:
     if tensor.shape[-2:] != picture.shape[-2:]:
         (h, w), (H, W) = tensor.shape[-2:], picture.shape[-2:]
         raise InputError(f"mask: it is {w}x{h} and the image is {W}x{H}", remedy="give both the same size")
+    if not tensor.any():
+        raise InputError("mask: it is black everywhere", remedy="paint white what shall be drawn anew")
     return tensor
 
 
 def open_picture(picture: Any, name: str) -> Image.Image:
     """A picture's file, image or array as an RGB image; grey if it is called "mask", as it is if "class_map"."""
-    image = opened(picture, name)
+    image = ImageOps.exif_transpose(opened(picture, name))
     if name == "class_map":
         return image
-    image = _eight_bits(ImageOps.exif_transpose(image))
-    return image.convert("L") if name == "mask" else _rgb(image)
+    image = _eight_bits(image, name)
+    return _on(image, "black").convert("L") if name == "mask" else _on(image, "white").convert("RGB")
 
 
 def pad(picture: Tensor, multiple: int) -> Tensor:
@@ -194,17 +200,20 @@ def opened(picture: Any, what: str) -> Image.Image:
         raise InputError(f"{what}: cannot read {picture}: {error}", remedy=f"use {', '.join(FORMATS)}") from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, what: str) -> Image.Image:
     """A picture of 16-bit grey in 8 bits. Pillow would cut all that is lighter than 255 of 65,535 to white."""
+    if image.mode in ("I", "F"):
+        raise InputError(f"{what}: numbers of mode {image.mode!r} have no white", remedy="scale them to 8 bits, 0..255")
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+def _on(image: Image.Image, ground: str) -> Image.Image:
+    """A picture laid on a ground of one colour, if it can be seen through."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image.convert("RGBA"))
 
 
 def _checked(tensor: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ def assemble_autoencoder(
         raise InputError("decoder_only needs an autoencoder to go on from", remedy="name it with --init")
     given = None if recipe.init is None else load_autoencoder(recipe.init, dtype=torch.float32)
     config = given.config if given is not None else autoencoder_config(recipe)
+    latent_side(recipe, data, config)
     check_autoencoder_norms(config, (recipe.size, recipe.size))
     perceptual = load_perceptual(recipe.lpips_vgg, recipe.lpips_heads, recipe.features)
     if perceptual is None and recipe.perceptual_weight and recipe.features_steps:
@@ -244,8 +245,14 @@ def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[
 
 
 def latent_side(recipe: DataConfig, data: Data[Any], first: AutoencoderConfig) -> int:
-    """The side of the latents that the data gives."""
-    return data.shards[0].shape("moments")[-1] if isinstance(data, LatentData) else recipe.size // first.factor
+    """The side of the latents that the data gives. Raises InputError for pictures that the first stage cannot halve."""
+    if isinstance(data, LatentData):
+        return data.shards[0].shape("moments")[-1]
+    side, rest = divmod(recipe.size, first.factor)
+    if rest:
+        what = f"pictures of {recipe.size} pixels do not fit a first stage that shrinks them {first.factor} times"
+        raise InputError(what, remedy=f"train at {max(side, 1) * first.factor}, or another multiple of {first.factor}")
+    return side
 
 
 def tuned(model: LatentDiffusion, recipe: DiffusionRecipe) -> LatentDiffusion:
@@ -310,6 +317,11 @@ def context_width(conditioner: Conditioner | None) -> int | None:
 def drawn_levels(recipe: DiffusionRecipe, context: bool) -> dict[str, Any]:
     """The levels that `channels`, `multipliers`, `attention`, `layers` and `head_channels` describe."""
     widths = tuple(recipe.channels * m for m in recipe.multipliers)
+    factors = [2**i for i in range(len(widths))]
+    usual = type(recipe).model_fields["attention"].default  # however few levels there are
+    if recipe.attention != usual and (strange := set(recipe.attention) - set(factors)):
+        what = f"attention={','.join(map(str, sorted(strange)))}: no level of the U-Net shrinks latents so far"
+        raise InputError(what, remedy=f"its {len(widths)} levels have the factors {', '.join(map(str, factors))}")
     attention = "CrossAttn" if context else "Attn"
     kinds = [attention if 2**i in recipe.attention else "" for i in range(len(widths))]
     # In UNetConfig, as in diffusers, this word means the number of heads beside a context, and a head's width without.

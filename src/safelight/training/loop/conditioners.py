@@ -26,7 +26,11 @@ def class_names(recipe: DiffusionRecipe, data: Data[Any]) -> tuple[str, ...]:
     """The names of the classes that the model is to know, by their numbers: none where it is told of no classes."""
     if recipe.conditioning not in ("class", "layout"):
         return (BACKGROUND, *known_classes(data)) if recipe.concat == "class_map" else ()
-    return known_classes(data)
+    names = known_classes(data)
+    if not names and recipe.conditioning == "class":
+        what = "no picture of the data has a class"
+        raise InputError(what, remedy="put pictures into a folder for each class, or give them a column `label`")
+    return names
 
 
 def known_classes(data: Data[Any]) -> tuple[str, ...]:
