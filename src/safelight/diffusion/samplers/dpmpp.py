@@ -1,8 +1,8 @@
 """The DPM-Solver++ family in k-diffusion's forms (Lu et al. 2022, arXiv 2211.01095), with and without noise.
 
 They solve the ODE, or with eta > 0 the SDE, in lambda = -log(sigma), where its linear part is exact. With x0 constant
-They solve the ODE, or with eta > 0 the SDE, in lambda = -log(sigma), where its linear part is exact. With x0 constant
-over a step of h = log(s / s_next), it comes to x0 + (s_next / s) * (x - x0): Euler's step. The rest is how to guess
+over a step of h = log(s / s_next), it comes to x0 + (s_next / s) * (x - x0): Euler's step. The rest is how to guess the
+x0 of the whole step better: from the steps before (2M, 3M), or by an evaluation inside it (2S, SDE).
 """
 
 from collections.abc import Sequence
