@@ -132,8 +132,38 @@ def test_beta_quantiles_against_scipy(a, b):
 def test_final_sigma():
     assert make_grid(SD, 5, "leading", final_sigma="sigma_min").sigmas[-1] == SD.sigma_min
     assert make_grid(SD, 5, "leading", final_sigma=0.01).sigmas[-1] == 0.01
+    grid = make_grid(SD, 5, "leading")
+    last = make_grid(SD, 5, "leading", final_sigma="last")
+    assert last == Grid(grid.sigmas[:-1], grid.timesteps[:-1])
     with pytest.raises(InputError, match="sigma_min"):
         make_grid(SD, 5, final_sigma="sigma_mni")
+    with pytest.raises(InputError, match="none is left"):
+        make_grid(SD, 1, final_sigma="last")
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_discarding_the_penultimate_level(n):
+    """As A1111 and ComfyUI cut their list for DPM2: sigmas[:-2] and sigmas[-1:] of a step more."""
+    longer, grid = make_grid(SD, n + 1, "karras"), make_grid(SD, n, "karras", discard_penultimate=True)
+    assert grid.sigmas == (*longer.sigmas[:-2], 0.0) and grid.timesteps == longer.timesteps[:-1]
+
+
+@pytest.mark.parametrize("n", [3, 20, 27, 30])
+def test_a1111s_timesteps(n):
+    """Its get_timesteps."""
+    expected = np.clip(np.arange(0, 1000, 1000 // n) + 1, 0, 999)[::-1]
+    assert list(make_grid(SD, n, "ddim_uniform", clipped=True).timesteps) == expected.tolist()
+
+
+@pytest.mark.parametrize("n", [2, 10, 20])
+def test_a1111s_kl_optimal_and_align_your_steps(n):
+    """Its KL Optimal ends at sigma_min; its Align Your Steps has n levels over the whole table."""
+    share = np.arange(n + 1) / n
+    kl = np.tan(share * math.atan(LOW) + (1 - share) * math.atan(HIGH))
+    np.testing.assert_allclose(make_grid(SD, n + 1, "kl_optimal", final_sigma="last").sigmas, kl, rtol=1e-9)
+    table = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+    ays = np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, 11), np.log(table)))
+    np.testing.assert_allclose(make_grid(SD, n, "align_your_steps", whole=True).sigmas, [*ays, 0], rtol=7e-3)
 
 
 def test_own_lists():

@@ -96,9 +96,20 @@ def find(name: str) -> GridKind:
 
 
 def make_grid(
-    schedule: NoiseSchedule, steps: int, name: str = "karras", *, final_sigma: str | float = "zero", **options: Any
+    schedule: NoiseSchedule,
+    steps: int,
+    name: str = "karras",
+    *,
+    final_sigma: str | float = "zero",
+    discard_penultimate: bool = False,
+    **options: Any,
 ) -> Grid:
-    """The grid `name` with `steps` steps. `final_sigma`: "zero", "sigma_min" (the schedule's), or a number.
+    """The grid `name` with `steps` steps.
+
+    Args:
+        final_sigma: "zero"; "sigma_min", the schedule's; "last", the grid's own last level, to which then is a step
+            less; or a number.
+        discard_penultimate: lay a step more, and leave out the level before the final one: A1111, ComfyUI for DPM2.
 
     Raises InputError for an unknown name or option, or a number of steps the grid cannot have.
     """
@@ -109,7 +120,12 @@ def make_grid(
             raise InputError(f"grid {name!r} has no option {word!r}", remedy=remedy)
     if steps < 1:
         raise InputError(f"a grid needs at least 1 step, got {steps}")
-    return _closed(schedule, kind.levels(schedule, steps, **options), final_sigma)
+    laid = _closed(schedule, kind.levels(schedule, steps + discard_penultimate, **options), final_sigma)
+    if discard_penultimate:
+        laid = Grid((*laid.sigmas[:-2], laid.sigmas[-1]), laid.timesteps[:-1])
+    if len(laid) == 0:
+        raise InputError(f"of {steps} steps none is left before the last level", remedy="ask for more")
+    return laid
 
 
 def grid_of_timesteps(
@@ -131,10 +147,11 @@ def grid_of_sigmas(schedule: NoiseSchedule, sigmas: Sequence[float]) -> Grid:
 
 
 def _closed(schedule: NoiseSchedule, levels: Levels, final_sigma: str | float) -> Grid:
-    finals = {"zero": 0.0, "sigma_min": schedule.sigma_min}
+    finals = {"zero": 0.0, "sigma_min": schedule.sigma_min, "last": levels[-1][0]}
     if isinstance(final_sigma, str) and final_sigma not in finals:
         raise InputError(f"final_sigma {final_sigma!r} is unknown", remedy=nearest(final_sigma, finals))
     last = finals[final_sigma] if isinstance(final_sigma, str) else float(final_sigma)
+    levels = levels[:-1] if final_sigma == "last" else levels
     return Grid((*(s for s, _ in levels), last), tuple(t for _, t in levels))
 
 
@@ -215,15 +232,16 @@ def simple(schedule: NoiseSchedule, steps: int) -> Levels:
 
 
 @grid("ddim_uniform", label="DDIM")
-def ddim_uniform(schedule: NoiseSchedule, steps: int) -> Levels:
+def ddim_uniform(schedule: NoiseSchedule, steps: int, *, clipped: bool = False) -> Levels:
     """CompVis's "uniform" DDIM timesteps, every (T // steps)-th from 1; A1111's "DDIM", ComfyUI's "ddim_uniform".
 
     It gives another number of steps than was asked for where T is not a multiple (30 gives 31 at T = 1000); `leading`
-    is the same without that. Where CompVis runs past the end of its table (3 steps), this stops before.
+    is the same without that. Where CompVis runs past the end of its table (3 steps), this stops before; `clipped` takes
+    T - 1 for what lies past it, as A1111's samplers DDIM and PLMS do. These end at the last level ("last"), not at 0.
     """
     _at_most(schedule, steps)
     T = schedule.num_train_timesteps
-    return _at_timesteps(schedule, list(reversed(range(1, T, T // steps))))
+    return _at_timesteps(schedule, [min(t, T - 1) for t in reversed(range(1, T + clipped, T // steps))])
 
 
 @grid("beta", label="Beta")
@@ -310,7 +328,7 @@ def kl_optimal(
 ) -> Levels:
     """Evenly in arctan(sigma), best for Gaussian data (Sabour et al. 2024, "Align Your Steps"): ComfyUI's numbers.
 
-    A1111 has one interval more and ends at sigma_min instead of 0: that is steps + 1 of these without the final 0.
+    A1111 has one interval more and ends at sigma_min instead of 0: steps + 1 of these with final_sigma "last".
     """
     low, high = map(math.atan, _span(schedule, sigma_min, sigma_max))
     return _at_sigmas(schedule, [math.tan(u) for u in _line(high, low, steps)])
@@ -321,14 +339,14 @@ ALIGN_YOUR_STEPS_SD1 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 
 
 @grid("align_your_steps", label="Align Your Steps")
-def align_your_steps(schedule: NoiseSchedule, steps: int) -> Levels:
+def align_your_steps(schedule: NoiseSchedule, steps: int, *, whole: bool = False) -> Levels:
     """The table of Sabour et al. 2024; other step counts by interpolating log(sigma) over it, as they advise.
 
-    ComfyUI's sigmas and diffusers' timesteps; diffusers' list of sigmas is up to 0.4 % off these. A1111 spreads `steps`
-    points over the table's eleven, not steps + 1.
+    ComfyUI's sigmas and diffusers' timesteps; diffusers' and A1111's lists of sigmas are up to 0.4 % off these. `whole`
+    spreads `steps` levels over all of the table, as A1111 does; else its last is where sampling ends.
     """
     table = [math.log(s) for s, _ in _at_timesteps(schedule, ALIGN_YOUR_STEPS_SD1)]
-    places = _line(0, len(table) - 1, steps + 1)[:-1]
+    places = _line(0, len(table) - 1, steps + (not whole))[:steps]
     return _at_sigmas(schedule, [math.exp(_interpolate(table, place)) for place in places])
 
 
