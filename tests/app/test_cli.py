@@ -54,6 +54,16 @@ def test_draws_from_bare_words_and_never_overwrites(tmp_path):
     assert "untrained" in stand_in.stderr
 
 
+def test_a_sampler_may_be_asked_for_as_a1111_calls_it(tmp_path):
+    small = ("--model", "random", "--steps", 2, "--width", 64, "--height", 64)
+    drawn = run("a fox", *small, "--sampler", "DPM++ 2M Exponential", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    said = json.loads(run("info", drawn.stdout.strip(), "--json", cwd=tmp_path).stdout)["request"]
+    assert (said["sampler"], said["grid"]) == ("dpmpp_2m", "exponential")
+    refused = run("a fox", *small, "--sampler", "DPM++ 2M Exponential", "--grid", "karras", cwd=tmp_path)
+    assert refused.returncode == 2 and "names the grid 'exponential'" in refused.stderr
+
+
 def test_says_which_words_were_drawn(tmp_path):
     (tmp_path / "animal.txt").write_text("wolf\n")
     (tmp_path / "styles.csv").write_text("name,prompt\nink,in ink\nold,very old\n")

@@ -359,7 +359,7 @@ def test_drive_needs_nothing_but_a_coroutine():
 
 def test_errors_say_what_is_near():
     with pytest.raises(InputError, match="dpmpp_2m"):
-        sample(gaussian, X, [1.0, 0.0], sampler="dpmpp2m")
+        sample(gaussian, X, [1.0, 0.0], sampler="dpmpp2mm")
     with pytest.raises(InputError, match="s_churn"):
         sample(gaussian, X, [1.0, 0.0], sampler="euler", churn=1.0)
     with pytest.raises(InputError, match="no options at all"):

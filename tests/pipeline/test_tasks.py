@@ -289,6 +289,14 @@ def test_transparency_is_laid_on_white():
     assert torch.equal(load_picture(clear), torch.ones(1, 3, 8, 8))
 
 
+def test_the_peers_names_draw_and_are_recorded_as_ours(model):
+    ours = safelight.text_to_image(model, "a fox", **QUICK, sampler="dpmpp_2m_sde", grid="exponential")
+    theirs = safelight.text_to_image(model, "a fox", **QUICK, sampler="DPM++ 2M SDE Exponential")
+    assert torch.equal(ours.latents, theirs.latents) and theirs.recipes == ours.recipes
+    with pytest.raises(InputError, match="names the grid 'exponential', and grid is 'karras'"):
+        safelight.text_to_image(model, "a fox", **QUICK, sampler="DPM++ 2M Exponential", grid="karras")
+
+
 def test_the_peers_words_are_answered_with_ours(model):
     with pytest.raises(InputError, match="here it is called steps"):
         safelight.text_to_image(model, "a fox", num_inference_steps=3)

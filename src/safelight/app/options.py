@@ -100,7 +100,8 @@ def asking(
 ) -> Callable[..., None]:
     """Give `command(**given)` the keywords of a task as options, and those of `around`: name -> (default, option).
 
-    With --fast, what the preset may choose is not in `given` unless it was said.
+    The grid, which the sampler's name may hold, is not in `given` unless it was said; with --fast, nor is what the
+    preset may choose.
     """
     asked = [p for p in parameters(task).values() if not field(p).exclude and p.name not in without]
     own = [as_option(p) for p in asked]
@@ -110,7 +111,7 @@ def asking(
     @wraps(command)
     def settling(context: typer.Context, **given: Any) -> None:
         unsaid = {name for name in given if context.get_parameter_source(name).name == "DEFAULT"}  # type: ignore[union-attr]
-        left = unsaid & FAST.keys() if given.get("fast") else ()
+        left = unsaid & {"grid", *(FAST if given.get("fast") else ())}
         command(**{name: value for name, value in given.items() if name not in left})
 
     settling.__signature__ = Signature([*own, *others, context])  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 schedule.py          the noise levels a network was trained on; sigma(t) and t(sigma)
 grids.py             the noise levels a sampler visits: pairs (sigma, timestep)
+aliases.py           what peers call samplers and grids
 parameterization.py  what a network predicts: epsilon, v, the picture; c_skip, c_out, c_in
 condition.py         what steers a network: context, pooled, concat, class labels
 denoiser.py          Denoiser(x, sigma, condition) -> x0, the one place that calls a network

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.diffusion import aliases
 from safelight.diffusion.schedule import NoiseSchedule
 from safelight.errors import InputError, nearest
 
@@ -89,10 +90,11 @@ def grid(name: str, *, label: str) -> Callable[[Callable[..., Levels]], Callable
 
 
 def find(name: str) -> GridKind:
-    """The grid of that name; InputError names the nearest ones."""
-    if name not in GRIDS:
-        raise InputError(f"grid {name!r} is unknown", remedy=nearest(name, GRIDS))
-    return GRIDS[name]
+    """The grid of that name, ours or a peer's (see `aliases`); InputError names the nearest ones."""
+    ours = aliases.grid(name, GRIDS)
+    if ours is None:
+        raise InputError(f"grid {name!r} is unknown", remedy=nearest(name.lower(), GRIDS))
+    return GRIDS[ours]
 
 
 def make_grid(

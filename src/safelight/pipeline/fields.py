@@ -256,7 +256,19 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
     if complete["guidance_start"] > complete["guidance_end"]:
         what = f"guidance_start={complete['guidance_start']:g} lies behind guidance_end={complete['guidance_end']:g}"
         raise InputError(what, remedy="guidance acts between them; guidance_scale=1 goes without")
-    from safelight.diffusion import grids, samplers  # which takes a while, as whatever comes next does
+    return complete | _walk(complete["sampler"], complete["grid"], said="grid" in values)
 
-    samplers.find(complete["sampler"]), grids.find(complete["grid"])
-    return complete
+
+def _walk(sampler: str, grid: str, *, said: bool) -> dict[str, str]:
+    """Our names for a sampler and a grid that may be a peer's; one name may hold both, as "DPM++ 2M Karras" does.
+
+    said: whether the grid was asked for. Raises InputError for unknown names, and for two grids.
+    """
+    from safelight.diffusion import aliases, grids, samplers  # which takes a while, as whatever comes next does
+
+    named, laid = aliases.split(sampler, samplers.SAMPLERS, grids.GRIDS) or (samplers.find(sampler).name, None)
+    ours = grids.find(grid).name
+    if laid is not None and said and laid != ours:
+        what = f"sampler {sampler!r} names the grid {laid!r}, and grid is {grid!r}"
+        raise InputError(what, remedy="give one of them")
+    return {"sampler": named, "grid": ours if laid is None else laid}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.diffusion import aliases
 from safelight.errors import InputError, nearest
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -85,10 +86,12 @@ def sampler(name: str, *, label: str, **row: Any) -> Callable[[Coroutine], Corou
 
 
 def find(name: str) -> Sampler:
-    """The sampler of that name; InputError names the nearest ones."""
-    if name not in SAMPLERS:
-        raise InputError(f"sampler {name!r} is unknown", remedy=nearest(name, SAMPLERS))
-    return SAMPLERS[name]
+    """The sampler of that name, ours or a peer's (see `aliases`); InputError names the nearest ones."""
+    ours = aliases.sampler(name, SAMPLERS)
+    if ours is None:
+        word = name.lower().replace("+", "p").replace(" ", "_")
+        raise InputError(f"sampler {name!r} is unknown", remedy=nearest(word, SAMPLERS))
+    return SAMPLERS[ours]
 
 
 @dataclass(frozen=True, eq=False)
