@@ -188,6 +188,7 @@ def test_found_is_what_the_same_request_drew_and_nobody_changed(model, tmp_path)
         ({"x": "seed=1..50", "y": "guidance_scale=0..50"}, "2550 pictures"),
         ({"x": "seed=1,2", "seeds": "consecutive"}, "axis of seeds"),
         ({"x": "seed=1,2", "seeds": "some"}, "seeds='some'"),
+        ({"x": "seed=-1,2"}, "fresh seed"),
         ({"x": "seed=1,2", "count": 2}, "one picture"),
         ({"x": "count=1,2"}, "one picture"),
         ({"x": "replace=hat,cap"}, "'hat' is not in the prompt"),

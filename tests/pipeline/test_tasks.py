@@ -43,6 +43,15 @@ def test_the_same_seed_draws_the_same_picture_and_no_seed_a_fresh_one(model):
     assert zero.seeds == (0,)
 
 
+def test_minus_one_is_a_fresh_seed_which_is_recorded(model):
+    drawn = safelight.text_to_image(model, "a fox", **QUICK | {"seed": -1}, subseed=-1, subseed_strength=0.5)
+    origin, request = drawn.origins[0], drawn.recipes[0].request
+    assert origin.seed >= 0 and origin.subseed >= 0
+    assert (request["seed"], request["subseed"]) == (origin.seed, origin.subseed)
+    again = safelight.text_to_image(model, **request)
+    assert torch.equal(again.latents, drawn.latents)
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde", "ddpm", "dpmpp_2m_sde"])
 def test_picture_k_is_the_picture_of_seed_k_alone(model, sampler):
     options = {"sampler": sampler, "width": 64, "height": 64, "steps": 4}
@@ -258,7 +267,7 @@ def test_text_encoder_can_be_released(model):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"width": 65}, {"width": 8}, {"steps": 0}, {"steps": 2.5}, {"guidance_scale": float("nan")}, {"seed": -1},
+        {"width": 65}, {"width": 8}, {"steps": 0}, {"steps": 2.5}, {"guidance_scale": float("nan")}, {"seed": -2},
         {"sampler": "eulr"}, {"grid": "karas"}, {"eta": 2}, {"eta": 0.5}, {"count": 0}, {"stepz": 3}, {"prompt": 3},
         {"seed": 2**63 - 1, "count": 2}, {"guidance_start": 0.9, "guidance_end": 0.1},
         {"sampler_options": {"churn": 1}}, {"negative_prompt": ["a", "b", "c"]}, {"clip_skip": 11}, {"prompt": []},

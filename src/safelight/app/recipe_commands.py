@@ -65,7 +65,7 @@ def clean(text: str) -> str:
 
 def again(
     file: FileArgument,
-    seed: Annotated[int | None, typer.Option(min=0, help="another seed, for a relative of the picture")] = None,
+    seed: Annotated[int | None, typer.Option(min=-1, help="another seed, -1 a fresh one, for a relative")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="the model, where it is not found by its hash; or another")
     ] = None,
@@ -103,7 +103,7 @@ def again(
                           embeddings=embeddings, int8=int8)  # fmt: skip
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
-    stem = f"{file.stem}-{'again' if seed is None else seed}"
+    stem = f"{file.stem}-{'again' if seed is None else recipe.request['seed']}"
     path = save_picture(picture, out / f"{stem}.png", recipe if metadata else None)
     compared = difference(file, picture) if seed is None else ""
     if as_json:

@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from safelight.errors import InputError, nearest
-from safelight.pipeline.fields import PEERS_WORDS, request_model, validate
+from safelight.pipeline.fields import PEERS_WORDS, SEEDS, request_model, validate
 
 REPLACE, PARTS = "replace", "parts"
 MAX_VALUES = 2000
@@ -136,7 +136,10 @@ def checked(axis: Axis, request: Request, task: Callable[..., Any]) -> Axis:
     """
     if axis.name in (REPLACE, PARTS):
         return axis
-    return Axis(axis.name, tuple(validate(task, {**request, axis.name: v})[axis.name] for v in axis.values))
+    found = Axis(axis.name, tuple(validate(task, {**request, axis.name: v})[axis.name] for v in axis.values))
+    if axis.name in SEEDS and None in found.values:
+        raise InputError(f"the axis {axis.name} has a fresh seed", remedy="name each, as seed=1..4 does")
+    return found
 
 
 def matrix_axes(prompt: str) -> tuple[str, list[Axis]]:

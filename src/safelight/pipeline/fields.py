@@ -52,6 +52,8 @@ WORDING = ("dynamic_prompts", "wildcards", "styles", "styles_file")
 # What `fast` chooses where nothing is said: nearly the same picture for less than half the work (docs/speed.md)
 FAST: dict[str, Any] = {"steps": 15, "guidance_end": 0.8, "feature_cache": 2, "feature_cache_start": 0.5}
 
+SEEDS = ("seed", "subseed")  # -1 is a fresh one, as in A1111
+
 _CONFIG = ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -91,7 +93,7 @@ class Settings(TypedDict, total=False):
     seed: Annotated[
         int | None,
         Field(
-            default=None, ge=0, lt=2**63, description="picture k is the picture of seed + k; by default a fresh seed"
+            default=None, ge=-1, lt=2**63, description="picture k is the picture of seed + k; by default, or -1, fresh"
         ),
     ]
     count: Annotated[int, Field(default=1, ge=1, le=10000, description="pictures for each prompt")]
@@ -111,7 +113,7 @@ class Settings(TypedDict, total=False):
     ]
     subseed: Annotated[
         int | None,
-        Field(default=None, ge=0, lt=2**63, description="variation seed; with it, picture k has subseed + k"),
+        Field(default=None, ge=-1, lt=2**63, description="variation seed, -1 a fresh one; picture k has subseed + k"),
     ]
     subseed_strength: Annotated[
         float, Field(default=0.0, ge=0, le=1, description="how far the first noise turns to the variation seed's")
@@ -256,6 +258,7 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
     if complete["guidance_start"] > complete["guidance_end"]:
         what = f"guidance_start={complete['guidance_start']:g} lies behind guidance_end={complete['guidance_end']:g}"
         raise InputError(what, remedy="guidance acts between them; guidance_scale=1 goes without")
+    complete |= {name: None for name in SEEDS if complete[name] == -1}
     return complete | _walk(complete["sampler"], complete["grid"], said="grid" in values)
 
 

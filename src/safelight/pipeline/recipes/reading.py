@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from safelight import __version__
 from safelight.errors import InputError
-from safelight.pipeline.fields import parameters
+from safelight.pipeline.fields import SEEDS, parameters
 from safelight.pipeline.recipes import comfyui, infotext, peers
 from safelight.pipeline.recipes.recipe import LEFT_OUT, Reading, Recipe
 from safelight.pipeline.recipes.texts import SOURCE_TYPE, XMP_KEY, read_texts
@@ -86,6 +86,8 @@ def not_drawn(task: str) -> tuple[str, str]:
 def _fits(task: str, name: str, value: Any) -> bool:
     if name in ("prompt", "negative_prompt"):
         return isinstance(value, str)
+    if name in SEEDS and value == -1:  # it names no picture
+        return False
     try:
         _alone(task, name)(**{name: value})
     except ValidationError:
