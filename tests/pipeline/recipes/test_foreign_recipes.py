@@ -64,7 +64,8 @@ def test_comfyuis_image_to_image_with_adapters_and_clip_skip(tmp_path):
     del graph["5"], graph["6"]
     reading = read_picture(picture(tmp_path, prompt=graph))
     assert reading.task == "image_to_image"
-    assert reading.request["strength"] == 0.6 and reading.request["clip_skip"] == 1
+    assert (reading.request["steps"], reading.request["strength"]) == (33, 20 / 33)  # int(20 / 0.6), and its last 20
+    assert reading.request["clip_skip"] == 1
     assert reading.request["sampler"] == "dpmpp_2m_sde" and "grid" not in reading.request
     assert reading.request["prompt"] == "a fox"
     assert reading.kept == {
@@ -90,6 +91,7 @@ def test_comfyuis_custom_sampler_in_parts(tmp_path):
     )  # fmt: skip
     reading = read_picture(picture(tmp_path, prompt=graph))
     expected = {"seed": 77, "steps": 9, "guidance_scale": 4.0, "sampler": "unipc", "grid": "karras", "batch_index": 3}
+    expected |= {"grid_options": {"final_sigma": 0.001}, "sampler_options": {"order": 3, "solver_type": "bh1"}}
     assert reading.request == UNDERSTOOD | expected
     assert reading.kept == {}
 

@@ -59,8 +59,14 @@ def test_every_field_of_a_later_version_is_understood_or_kept():
         ("Sampler: DPM++ 2M", "dpmpp_2m", "uniform"),
         ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m", "karras"),
         ("Sampler: Euler, Schedule type: SGM Uniform", "euler", "sgm_uniform"),
-        ("Sampler: Restart, Schedule type: Align Your Steps", "restart", "align_your_steps"),
-        ("Sampler: Euler, Schedule type: Normal", "euler", None),
+        ("Sampler: Euler, Schedule type: Align Your Steps", "euler", "align_your_steps"),
+        ("Sampler: Euler, Schedule type: Normal", "euler", "uniform"),
+        ("Sampler: Euler, Schedule type: SGMUniform", "euler", "sgm_uniform"),
+        ("Sampler: Euler, Schedule type: Turbo", "euler", "trailing"),
+        ("Sampler: DPM++ 2M Karras, Schedule type: Exponential", "dpmpp_2m", "exponential"),
+        ("Sampler: Euler, Schedule type: DDIM", "euler", "ddim_uniform"),
+        ("Sampler: Euler, Schedule type: Polyexponential", "euler", "polyexponential"),
+        ("Sampler: Euler, Schedule type: Wonder", "euler", None),
         ("Sampler: Wonder, Schedule type: Karras", None, None),
     ],
 )
@@ -72,7 +78,7 @@ def test_samplers_and_schedules(fields, sampler, grid):
 
 def test_a_strength_makes_it_image_to_image():
     reading = read("a fox\nSteps: 20, Sampler: Euler, Seed: 1, Denoising strength: 0.6, Mask blur: 4")
-    assert reading.task == "image_to_image" and reading.request["strength"] == 0.6
+    assert reading.task == "image_to_image" and reading.request["strength"] == 0.65  # 13 of 20 steps
     assert reading.kept == {"Mask blur": "4"}
 
 

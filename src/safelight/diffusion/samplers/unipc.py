@@ -26,7 +26,9 @@ def unipc(
     lower_order_final: bool = True,
     disable_corrector: Collection[int] = (),
 ) -> Steps:
-    """UniPC (Zhao et al. 2023, Algorithms 1 and 2, with x0 5 and 6). The defaults are diffusers'; A1111 takes order 3.
+    """UniPC (Zhao et al. 2023, Algorithms 1 and 2, with x0 5 and 6).
+
+    The defaults are diffusers'; A1111, and ComfyUI's "uni_pc", take order 3 and "bh1".
 
     Each evaluation first corrects the step that led to it, then predicts the next. solver_type "bh1" has B(h) = h,
     "bh2" e^h - 1. lower_order_final: the order falls to 1 at the end. disable_corrector: indices of the steps to leave

@@ -11,20 +11,22 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from safelight.pipeline.recipes.recipe import Reading
+from safelight.pipeline.recipes.walks import of_comfyui
 
 Graph = dict[str, dict[str, Any]]  # node id -> {"class_type", "inputs"}; an input is a value, or [node id, slot]
 
-SAMPLERS = {"dpm_2": "dpm2", "dpm_2_ancestral": "dpm2_ancestral", "uni_pc": "unipc"}
+SAMPLERS = {"dpm_2": "dpm2", "dpm_2_ancestral": "dpm2_ancestral", "uni_pc": "unipc", "uni_pc_bh2": "unipc"}
 SAME = ("euler", "euler_ancestral", "heun", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_sde",
         "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "ddpm", "lcm", "deis", "ddim")  # fmt: skip
 SAMPLERS |= {name: name for name in SAME} | {f"{name}_gpu": name for name in SAME if name.endswith("sde")}
 GRIDS = {"normal": "uniform"} | {
     name: name for name in ("karras", "exponential", "sgm_uniform", "simple", "ddim_uniform", "beta", "kl_optimal")
 }
+PARTLY = ("start_at_step", "end_at_step", "return_with_leftover_noise")  # of KSamplerAdvanced
 # Widgets of a workflow's nodes in their order; what is not asked for is left out with ""
 WIDGETS = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    "KSamplerAdvanced": ("add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
+    "KSamplerAdvanced": ("add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler", *PARTLY),
     "CLIPTextEncode": ("text",),
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "CheckpointLoaderSimple": ("ckpt_name",),
@@ -77,8 +79,15 @@ class _Walk:
         for name, ours in (("positive", "prompt"), ("conditioning", "prompt"), ("negative", "negative_prompt")):
             if text := self.text(links.get(name, [])):
                 request[ours] = text
-        latent = links.get("latent_image") or links.get("samples") or []
-        request |= self.latent(latent, values.get("denoise"))
+        latent = self.latent(links.get("latent_image") or links.get("samples") or [])
+        denoise, begun = values.get("denoise"), latent.pop("begun", False)
+        if not isinstance(denoise, int | float) or not 0 <= denoise <= 1:
+            begun = False
+        elif denoise < 1 and not begun:
+            self.kept["denoise"] = denoise
+        own = self.graph[sampler]["class_type"].startswith("KSampler")
+        walk = of_comfyui(str(values.get("sampler_name")), request, denoise if begun else None, ksampler=own)
+        request |= latent | walk
         model = self.model(links.get("model", []), request)
         return request, model, self.used
 
@@ -90,6 +99,10 @@ class _Walk:
             if name in values:
                 with suppress(TypeError, ValueError, OverflowError):
                     found[ours] = kind(values[name])
+        ends = values.get("end_at_step")
+        stops = isinstance(ends, int) and ends < found.get("steps", 0)
+        if values.get("start_at_step") or stops or values.get("add_noise") == "disable":
+            self.kept |= {name: values[name] for name in ("add_noise", *PARTLY) if name in values}
         for name, ours, table in (("sampler_name", "sampler", SAMPLERS), ("scheduler", "grid", GRIDS)):
             value = values.get(name)
             if isinstance(value, str) and value in table:
@@ -122,15 +135,14 @@ class _Walk:
             return text if isinstance(text, str) else ""
         return ""
 
-    def latent(self, start: list[str], denoise: Any) -> dict[str, Any]:
-        """The size of an empty latent; the strength where a picture was encoded; the place in the batch."""
+    def latent(self, start: list[str]) -> dict[str, Any]:
+        """The size of an empty latent; whether it "begun" as a picture; the place in the batch."""
         found: dict[str, Any] = {}
         for key in _reached(self.graph, start, lambda inputs: True):
             node, inputs = self.graph[key], self.graph[key]["inputs"]
             if node["class_type"].startswith("VAEEncode"):
                 self.used.add(key)
-                if isinstance(denoise, int | float):
-                    found["strength"] = float(denoise)
+                found["begun"] = True
             elif node["class_type"] == "LatentFromBatch" and isinstance(inputs.get("batch_index"), int):
                 self.used.add(key)
                 found["batch_index"] = inputs["batch_index"]

@@ -8,9 +8,11 @@ import re
 from contextlib import suppress
 from typing import Any
 
+from safelight.diffusion import aliases
 from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.pipeline.recipes.recipe import Reading, Recipe
+from safelight.pipeline.recipes.walks import BY_TIMESTEPS, of_a1111
 
 NEGATIVE = "Negative prompt:"
 SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
@@ -18,12 +20,10 @@ KEY = re.compile(r"\s*(\w[\w \-/]{0,60}):\s*")
 RNG = {"cpu": "CPU", "cuda": "NV", "comfyui": "CPU"}
 KINDS = {"CPU": "cpu", "NV": "cuda", "GPU": "cuda"}
 EMPHASIS = {"Original": "original", "No norm": "no_norm", "None": "ignore", "Ignore": "ignore"}
-LABELS = {kind.label: name for name, kind in SAMPLERS.items()}
-GRID_LABELS = {kind.label: name for name, kind in GRIDS.items()}
-# What "Automatic" means, and a missing schedule before version 1.9: each sampler's own; else "Uniform"
-AUTOMATIC = {"DPM++ 2M": "karras", "DPM++ SDE": "karras", "DPM++ 2S a": "karras", "DPM2": "karras", "DPM2 a": "karras",
-             "Restart": "karras", "DPM++ 2M SDE": "exponential", "DPM++ 2M SDE Heun": "exponential",
-             "DPM++ 3M SDE": "exponential"}  # fmt: skip
+# What "Automatic" means since version 1.9: each sampler's own; else, as where it is missing, "Uniform"
+AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2s_ancestral": "karras", "dpm2": "karras",
+             "dpm2_ancestral": "karras", "restart": "karras", "dpmpp_2m_sde": "exponential",
+             "dpmpp_2m_sde_heun": "exponential", "dpmpp_3m_sde": "exponential"}  # fmt: skip
 
 
 def write(recipe: Recipe) -> str:
@@ -118,9 +118,13 @@ def read(text: str) -> Reading:
         if match := SIZE.fullmatch(kept.get(name, "")):
             request |= {f"{word}width": int(match[1]), f"{word}height": int(match[2])}
             del kept[name]
-    _sampler(request, kept)
     if fields and not ours:
-        request = {"initial_noise": "sigma", "prompt_delay": 1, "noise": "cuda"} | request
+        unit = kept.pop("SGM noise multiplier", "") == "True"
+        own = {"initial_noise": "unit_variance" if unit else "sigma", "prompt_delay": 1, "noise": "cuda"}
+        request = own | request
+    walk, used = _walk(request, kept, version, ours=ours)
+    request |= walk
+    kept = {name: value for name, value in kept.items() if name not in used}
     model = {word: kept.pop(name) for name, word in (("Model", "name"), ("Model hash", "hash")) if name in kept}
     task = "image_to_image" if "strength" in request else "text_to_image"
     program = "Safelight" if ours else f"AUTOMATIC1111 {version}".strip()
@@ -136,25 +140,48 @@ PLAIN: list[tuple[str, str, Any]] = [
     ("Denoising strength", "strength", float),
     ("ENSD", "noise_seed_delta", int),
     ("Eta", "eta", float),
+    ("Eta DDIM", "eta", float),
     ("Clip skip", "clip_skip", lambda text: max(int(text) - 1, 0)),
     ("RNG", "noise", KINDS.__getitem__),
     ("Emphasis", "emphasis", EMPHASIS.__getitem__),
 ]
 
 
-def _sampler(request: dict[str, Any], kept: dict[str, str]) -> None:
-    """The sampler's label: up to version 1.8 with the schedule's behind it; from 1.9 on that has a field of its own."""
-    label, schedule = kept.get("Sampler", ""), kept.get("Schedule type")
-    if label not in LABELS and " " in label and label.rsplit(" ", 1)[1] in GRID_LABELS:
-        label, schedule = label.rsplit(" ", 1)
-    if label not in LABELS:
-        return
-    request["sampler"] = LABELS[label]
-    del kept["Sampler"]
-    if schedule in GRID_LABELS:
-        request["grid"] = GRID_LABELS[schedule]
-    elif schedule in (None, "Automatic"):
-        request["grid"] = AUTOMATIC.get(label, "uniform") if schedule else "uniform"
-    else:
-        return
-    kept.pop("Schedule type", None)
+def _named(fields: dict[str, str], *, ours: bool) -> tuple[str, str | None] | None:
+    """Our names of the sampler and of its grid, None where that is unknown; or None where the sampler is.
+
+    Up to version 1.8 the schedule's label stood behind the sampler's; since then it has a field of its own.
+    """
+    found = aliases.split(fields.get("Sampler", ""), SAMPLERS, GRIDS)
+    if found is None:
+        return None
+    sampler, laid = found
+    schedule = fields.get("Schedule type")
+    if ours:
+        return sampler, aliases.grid(fields.get("Grid") or schedule or "", GRIDS)
+    if schedule == "Automatic":
+        return sampler, laid or AUTOMATIC.get(sampler, "uniform")
+    return sampler, laid or "uniform" if schedule is None else aliases.grid(schedule, GRIDS)
+
+
+def _walk(
+    request: dict[str, Any], kept: dict[str, str], version: str, *, ours: bool
+) -> tuple[dict[str, Any], set[str]]:
+    """What the fields say of sampler and schedule, in our words, and which of the fields those are."""
+    named = _named(kept, ours=ours)
+    if named is None:
+        return {}, set()
+    sampler, laid = named
+    if laid is None and sampler not in BY_TIMESTEPS:
+        return {"sampler": sampler}, {"Sampler"}
+    used = {"Sampler", "Schedule type", "Grid"}
+    if ours:
+        return {"sampler": sampler, "grid": laid}, used
+    walk, more = of_a1111(sampler, laid or "", request, kept, old=_before_1_6(version))
+    return walk, used | more
+
+
+def _before_1_6(version: str) -> bool:
+    """Whether this is an A1111 whose DDIM and PLMS were CompVis's. Forks of later ones have numbers of their own."""
+    number = re.match(r"v?(\d{1,3})\.(\d{1,3})", version)
+    return not version or (number is not None and (int(number[1]), int(number[2])) < (1, 6))

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import PureWindowsPath
 from typing import Any
 
-from safelight.pipeline.recipes.infotext import GRID_LABELS, LABELS
+from safelight.diffusion import aliases
+from safelight.diffusion.samplers import SAMPLERS as OURS
 from safelight.pipeline.recipes.recipe import Reading
 
 INVOKEAI = {"positive_prompt": "prompt", "negative_prompt": "negative_prompt", "width": "width", "height": "height",
@@ -79,11 +80,11 @@ def read_diffusers(found: Mapping[str, str]) -> Reading | None:
             data |= {"width": width, "height": height}
     request, kept = _renamed(data, DIFFUSERS)
     scheduler = str(kept.get("scheduler", kept.get("sampler", "")))
-    if scheduler in SCHEDULERS or scheduler in LABELS:
-        request["sampler"] = SCHEDULERS.get(scheduler) or LABELS[scheduler]
+    if (sampler := SCHEDULERS.get(scheduler) or aliases.sampler(scheduler, OURS)) is not None:
+        request["sampler"] = sampler
         kept.pop("scheduler" if "scheduler" in kept else "sampler")
     if kept.get("use_karras_sigmas") in (True, "True"):
-        request["grid"] = GRID_LABELS["Karras"]
+        request["grid"] = "karras"
         del kept["use_karras_sigmas"]
     model = next((kept.pop(name) for name in ("model", "Model", "model_id", "base_model") if name in kept), None)
     task = "image_to_image" if "strength" in request else "text_to_image"
