@@ -115,3 +115,11 @@ def test_what_we_write_we_read_again():
         for name in same:
             if request.get(name):
                 assert reading.request[name] == request[name], name
+
+
+def test_a_schedule_is_written_by_a1111s_label_where_it_has_one():
+    for grid, field in (("sgm_uniform", "Schedule type: SGM Uniform"), ("leading", "Grid: leading")):
+        text = write(Recipe("text_to_image", {"prompt": "x", "steps": 3, "sampler": "ddim", "eta": 0.5, "grid": grid}))
+        assert field in text and ("Schedule type" in text) == (grid == "sgm_uniform")
+        assert "Eta DDIM: 0.5" in text
+        assert read(text).request["grid"] == grid

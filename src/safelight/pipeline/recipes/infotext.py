@@ -20,6 +20,7 @@ KEY = re.compile(r"\s*(\w[\w \-/]{0,60}):\s*")
 RNG = {"cpu": "CPU", "cuda": "NV", "comfyui": "CPU"}
 KINDS = {"CPU": "cpu", "NV": "cuda", "GPU": "cuda"}
 EMPHASIS = {"Original": "original", "No norm": "no_norm", "None": "ignore", "Ignore": "ignore"}
+NOT_A1111S = ("leading", "linspace", "trailing", "lcm")  # grids
 # What "Automatic" means since version 1.9: each sampler's own; else, as where it is missing, "Uniform"
 AUTOMATIC = {"dpmpp_2m": "karras", "dpmpp_sde": "karras", "dpmpp_2s_ancestral": "karras", "dpm2": "karras",
              "dpm2_ancestral": "karras", "restart": "karras", "dpmpp_2m_sde": "exponential",
@@ -37,7 +38,8 @@ def write(recipe: Recipe) -> str:
     fields = {
         "Steps": request.get("steps"),
         "Sampler": sampler.label if sampler else request.get("sampler"),
-        "Schedule type": grid.label if grid else request.get("grid"),
+        "Schedule type": grid.label if grid and grid.name not in NOT_A1111S else None,
+        "Grid": None if grid and grid.name not in NOT_A1111S else request.get("grid"),
         "CFG scale": request.get("guidance_scale"),
         "Seed": request.get("seed"),
         "Size": f"{recipe.size[0]}x{recipe.size[1]}",
@@ -49,7 +51,7 @@ def write(recipe: Recipe) -> str:
         "Denoising strength": request.get("strength"),
         "Clip skip": request["clip_skip"] + 1 if request.get("clip_skip") else None,
         "ENSD": request.get("noise_seed_delta") or None,
-        "Eta": request.get("eta"),
+        "Eta DDIM" if sampler and sampler.name == "ddim" else "Eta": request.get("eta"),
         "RNG": RNG.get(request.get("noise", "")),
         "Version": f"Safelight {recipe.versions.get('safelight', '')}",
     }
