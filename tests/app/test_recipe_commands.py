@@ -87,6 +87,19 @@ def test_errors_are_clear(run, folder):
         assert "Traceback" not in failed.stderr
 
 
+def test_again_tells_what_it_leaves_out(run, folder):
+    info = PngImagePlugin.PngInfo()
+    text = "a fox <lora:ink:0.6> <hypernet:x:1>\nSteps: 2, Sampler: Euler, Schedule type: Wonder, Seed: 1, Size: 64x64"
+    info.add_text("parameters", f"{text}, Mystery: 3")
+    Image.new("RGB", (64, 64)).save(folder / "ink.png", pnginfo=info)
+    refused = run("again", "ink.png", "--model", "random", "--out", "theirs")
+    assert refused.returncode == 1 and "'ink' by 0.6" in refused.stderr and "--without-loras" in refused.stderr
+    made = run("again", "ink.png", "--model", "random", "--out", "theirs", "--without-loras")
+    assert made.returncode == 0, made.stderr
+    for left_out in ("'ink' was left out", "<hypernet:x:1> was left out", "left out: Schedule type, Mystery"):
+        assert left_out in " ".join(made.stderr.split()), left_out
+
+
 def test_again_from_a1111_with_a_model_that_is_given(run, folder):
     made = run("again", "a1111.png", "--model", "random", "--out", "theirs")
     assert made.returncode == 0, made.stderr

@@ -48,7 +48,7 @@ def info(file: FileArgument, as_json: JsonOption = False) -> None:
         typer.echo("\nkept, but not understood:")
         rows(reading.kept)
     for remark in reading.remarks:
-        warn(remark)
+        warn(clean(remark))
 
 
 def rows(values: Mapping[str, Any]) -> None:
@@ -75,6 +75,9 @@ def again(
     vae: VaeOption = None,
     decoder: DecoderOption = None,
     loras: LoraOption = [],  # noqa: B006  # typer's way to say none
+    without_loras: Annotated[
+        bool, typer.Option("--without-loras", help="leave out LoRAs of another program's picture that --lora lacks")
+    ] = False,
     embeddings: EmbeddingOption = [],  # noqa: B006
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -82,9 +85,13 @@ def again(
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a picture again from what its file says; one of ours comes out with the same pixels on the same machine."""
+    """Draw a picture again from what its file says; one of ours comes out with the same pixels on the same machine.
+
+    Where another program's picture has LoRAs, --lora FILE fills in for the one of its name, by the weight it had there.
+    """
     from safelight.pipeline.loading import load
     from safelight.pipeline.pictures import check_folder, save_picture
+    from safelight.pipeline.recipes.adapters import filled
     from safelight.pipeline.recipes.reading import read_picture
     from safelight.pipeline.recipes.redraw import difference, model_for, redraw, required
 
@@ -92,14 +99,15 @@ def again(
     check_folder(out)
     inputs = {"image": image, "mask": mask, "class_map": class_map}
     required(reading, **inputs)  # before anything that takes a while
+    reading, added = filled(reading, loras, without=without_loras)
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
         if model is None:
-            more = {"loras": loras or None, "embeddings": embeddings or None}
+            more = {"loras": added or None, "embeddings": embeddings or None}
             loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder, **more)
         else:
             dtype = dtype or reading.model.get("dtype")
             int8 = reading.model.get("int8") is True
-            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, loras=loras,
+            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, loras=added,
                           embeddings=embeddings, int8=int8)  # fmt: skip
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
@@ -111,6 +119,6 @@ def again(
         return
     typer.echo(path)
     for remark in redrawn.remarks:
-        warn(remark)
+        warn(clean(remark))
     if compared:
         say(f"Compared with {file.name}: {compared}.")

@@ -68,10 +68,10 @@ def test_comfyuis_image_to_image_with_adapters_and_clip_skip(tmp_path):
     assert reading.request["clip_skip"] == 1
     assert reading.request["sampler"] == "dpmpp_2m_sde" and "grid" not in reading.request
     assert reading.request["prompt"] == "a fox"
-    assert reading.kept == {
-        "scheduler": "wonder",
-        "node 10: LoraLoader": {"lora_name": "x.safetensors", "strength_model": 0.8},
-    }
+    assert reading.model == {"name": "v1-5-pruned.safetensors", "loras": {"x.safetensors": 0.8}}
+    assert reading.kept == {"scheduler": "wonder"}
+    graph["10"]["inputs"]["strength_clip"] = 0.5
+    assert "node 10: LoraLoader" in read_picture(picture(tmp_path, prompt=graph)).kept
 
 
 def test_comfyuis_custom_sampler_in_parts(tmp_path):

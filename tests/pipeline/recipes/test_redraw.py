@@ -15,7 +15,8 @@ from safelight.errors import InputError, MissingPartError
 from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import save_picture
-from safelight.pipeline.recipes import weights
+from safelight.pipeline.recipes import infotext, weights
+from safelight.pipeline.recipes.adapters import filled
 from safelight.pipeline.recipes.reading import read_picture
 from safelight.pipeline.recipes.recipe import ModelCard, Recipe
 from safelight.pipeline.recipes.redraw import difference, model_for, redraw, weights_of
@@ -213,6 +214,35 @@ def test_loras_and_learned_words_are_found_again_beside_the_model(model, single,
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(MissingPartError, match=r"the lora is not known on this machine \(.*b.safetensors sha256"):
         model_for(reading)
+
+
+def test_a_file_fills_in_for_a_strangers_lora(model, single, tmp_path, memory):
+    wide = model.unet.conv_in.weight
+    for name in ("Ink", "other"):
+        down, up = torch.randn(2, *wide.shape[1:]), torch.randn(len(wide), 2, 1, 1)
+        layer = "lora_unet_conv_in.lora_{}.weight".format
+        save_file({layer("down"): down, layer("up"): up}, tmp_path / f"{name}.safetensors")
+    theirs = "Steps: 1, Sampler: Euler, Seed: 1, Size: 64x64"
+    reading = infotext.read(f"a fox <lora:ink:0.3> <lora:pen:-0.05:1>\n{theirs}")
+    ink, other = tmp_path / "Ink.safetensors", tmp_path / "other.safetensors"
+    settled, loras = filled(reading, [str(other), str(ink)])
+    assert loras == [(str(other), -0.05), (str(ink), 0.3)]
+    assert settled.remarks == ("other.safetensors fills in for the LoRA 'pen', by -0.05",)
+    redrawn = redraw(settled, load(single, prediction_type="sample", loras=loras))
+    plain = replace(reading, request={**reading.request, "prompt": "a fox  "})
+    by_hand = redraw(plain, load(single, prediction_type="sample", loras=[(ink, 0.3), (other, -0.05)]))
+    assert torch.allclose(redrawn.pictures.latents, by_hand.pictures.latents, atol=1e-4)
+
+
+def test_loras_of_strangers_are_named_where_no_file_fills_in():
+    reading = infotext.read("a fox <lora:ink:0.3><lora:off:0><lora:odd:nan>\nSteps: 1, Sampler: Euler, Seed: 1")
+    with pytest.raises(MissingPartError, match=r"'ink' by 0\.3, 'odd' by 1"):
+        filled(reading, [])
+    assert filled(reading, ["INK.safetensors:0.9"], without=True)[1] == [("INK.safetensors", 0.9)]
+    graph = replace(reading, request={"prompt": "x", "prompt_syntax": "comfyui"}, model={"loras": {"x.safetensors": 2}})
+    with pytest.raises(MissingPartError, match=r"'x\.safetensors' by 2"):
+        filled(graph, [])
+    assert filled(graph, ["x.safetensors", "y:0.5"])[1] == [("x.safetensors", 2), ("y", 0.5)]
 
 
 @pytest.mark.parametrize("said", [["x"], {"lora: a.safetensors": "much"}, 3])

@@ -7,5 +7,7 @@ infotext    AUTOMATIC1111's `parameters`: written, and read
 comfyui     ComfyUI's graphs read
 peers       InvokeAI's metadata and diffusers' keywords read
 reading     a file -> what is understood of it, in our words, and what is kept as it stands
+walks       the steps that A1111 and ComfyUI make, in our words
+adapters    LoRAs that other programs' pictures name, and files to fill in for them
 redraw      drawing a picture again
 """

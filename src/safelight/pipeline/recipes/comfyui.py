@@ -30,6 +30,8 @@ WIDGETS = {
     "CLIPTextEncode": ("text",),
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "CheckpointLoaderSimple": ("ckpt_name",),
+    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
+    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
     "CLIPSetLastLayer": ("stop_at_clip_layer",),
     "LatentFromBatch": ("batch_index", "length"),
     "KSamplerSelect": ("sampler_name",),
@@ -152,17 +154,31 @@ class _Walk:
         return {name: value for name, value in found.items() if value is not None}
 
     def model(self, start: list[str], request: dict[str, Any]) -> dict[str, Any]:
-        """The checkpoint's name, without its folders. What lies between, such as adapters, stays unused."""
+        """The checkpoint's name, without its folders, and the LoRAs on the way to it. What else lies there is kept."""
         found: dict[str, Any] = {}
         for key in _reached(self.graph, start, lambda inputs: "ckpt_name" in inputs or "unet_name" in inputs):
             self.used.add(key)
             inputs = self.graph[key]["inputs"]
             found["name"] = PureWindowsPath(str(inputs.get("ckpt_name") or inputs.get("unet_name"))).name
+        if loras := self.loras(start):
+            found["loras"] = loras
         for key, node in self.graph.items():
             layer = node["inputs"].get("stop_at_clip_layer")
             if node["class_type"] == "CLIPSetLastLayer" and isinstance(layer, int):
                 self.used.add(key)
                 request["clip_skip"] = -1 - layer
+        return found
+
+    def loras(self, start: list[str]) -> dict[str, float]:
+        """File names of LoRAs, and by how much each is added; one by another weight for the text is kept as well."""
+        found: dict[str, float] = {}
+        for key in _reached(self.graph, start, lambda inputs: "lora_name" in inputs):
+            inputs = self.graph[key]["inputs"]
+            name, weight = inputs["lora_name"], inputs.get("strength_model")
+            if isinstance(name, str) and isinstance(weight, int | float) and -100 <= weight <= 100:
+                found[PureWindowsPath(name).name] = float(weight)
+                if inputs.get("strength_clip", weight) == weight:
+                    self.used.add(key)
         return found
 
 

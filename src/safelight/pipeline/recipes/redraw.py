@@ -176,11 +176,12 @@ def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
 
 def _remarks(reading: Reading, model: LatentDiffusion, given: dict[str, Any]) -> tuple[str, ...]:
     """Where this is not what was drawn then."""
-    recipe, remarks = reading.recipe, []
-    if recipe is None:
-        return (f"this is {reading.program}'s recipe in our words: expect a close picture, and no equal one",)
+    recipe, remarks = reading.recipe, [*reading.remarks]
     if reading.kept:
         remarks.append(f"not understood, and left out: {', '.join(reading.kept)}")
+    if recipe is None:
+        ours = f"this is {reading.program}'s recipe in our words: expect a close picture, and no equal one"
+        return (ours, *remarks)
     card = ModelCard.of(model).hashed()
     then, now = (one.weights if recipe.model.weights else {} for one in (recipe.model, card))
     for part in sorted({part_of(name) for name in {*then, *now} if then.get(name) != now.get(name)}):
