@@ -32,7 +32,7 @@ def register(app: typer.Typer, answers: Callable[..., Any]) -> None:
 
 
 def info(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Show how a picture was made, as its file says: by Safelight, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers."""
+    """Show how a picture was made, as its file says: by Safelight, A1111, ComfyUI, InvokeAI or one of their kind."""
     from safelight.pipeline.recipes.reading import read_picture
 
     reading = read_picture(file)

@@ -175,6 +175,60 @@ def test_invokeai_of_version_2(tmp_path):
     assert reading.kept == {"app_version": "2.3.0", "threshold": 0}
 
 
+SWARMUI = {"prompt": "a fox", "negativeprompt": "blurry", "model": "mine/realDream", "images": 1, "seed": 17,
+           "steps": 10, "cfgscale": 6.0, "aspectratio": "1:1", "width": 512, "height": 640,
+           "sampler": "dpmpp_2m_sde_gpu", "scheduler": "karras", "variationseed": 9, "variationseedstrength": 0.2,
+           "clipstopatlayer": -2, "loras": ["styles/ink", "pen"], "loraweights": ["0.4"],
+           "swarm_version": "0.9.8.1"}  # fmt: skip
+
+
+def test_swarmui(tmp_path):
+    path = picture(tmp_path, parameters={"sui_image_params": SWARMUI, "sui_extra_data": {"date": "2026-07-18"}})
+    reading = read_picture(path)
+    assert (reading.program, reading.task) == ("SwarmUI", "text_to_image")
+    assert reading.request == {
+        "prompt": "a fox", "negative_prompt": "blurry", "seed": 17, "steps": 10, "guidance_scale": 6.0, "width": 512,
+        "height": 640, "sampler": "dpmpp_2m_sde", "grid": "karras", "subseed": 9, "subseed_strength": 0.2,
+        "clip_skip": 1, "noise": "comfyui", "prompt_syntax": "comfyui",
+    }  # fmt: skip
+    assert reading.model == {"name": "mine/realDream", "loras": {"ink": 0.4, "pen": 1.0}}
+    assert reading.kept.keys() == {"images", "aspectratio", "swarm_version", "sui_extra_data"}
+
+
+def test_swarmuis_defaults_and_first_pictures(tmp_path):
+    bare = {"prompt": "a fox", "steps": 10, "initimagecreativity": 0.65}
+    reading = read_picture(picture(tmp_path, parameters={"sui_image_params": bare}))
+    assert reading.task == "image_to_image" and reading.request["strength"] == 0.6  # it begins at round(10 * 0.35) = 4
+    assert (reading.request["sampler"], reading.request["grid"]) == ("euler", "uniform")
+
+
+FOOOCUS = {"base_model": "juggernautXL_v8", "base_model_hash": "aeb7e9e689", "clip_skip": 2, "guidance_scale": 4,
+           "full_prompt": ["cinematic still a cat"], "lora_combined_1": "offset : 0.1",
+           "loras": [["offset", 0.1, "4852686128"]], "metadata_scheme": "fooocus", "negative_prompt": "",
+           "prompt": "a cat", "resolution": "(512, 768)", "sampler": "dpmpp_2m_sde_gpu", "scheduler": "karras",
+           "seed": "127589946317439009", "sharpness": 2, "steps": 30, "version": "Fooocus v2.5.5"}  # fmt: skip
+
+
+def test_fooocus(tmp_path):
+    reading = read_picture(picture(tmp_path, parameters=FOOOCUS, fooocus_scheme="fooocus"))
+    assert reading.program == "Fooocus v2.5.5"
+    assert reading.request == {
+        "prompt": "a cat", "negative_prompt": "", "seed": 127589946317439009, "steps": 30, "guidance_scale": 4,
+        "width": 512, "height": 768, "sampler": "dpmpp_2m_sde", "grid": "karras", "clip_skip": 1, "noise": "comfyui",
+        "prompt_syntax": "comfyui",
+    }  # fmt: skip
+    assert reading.model == {"name": "juggernautXL_v8", "hash": "aeb7e9e689", "loras": {"offset": 0.1}}
+    assert reading.kept.keys() == {"full_prompt", "metadata_scheme", "sharpness"}
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e999, True, [[1]], [["a", "b"], [{}, "nan"]]])
+def test_wrong_kinds_of_values_in_either_are_kept_or_dropped(tmp_path, value):
+    for said in ({"sui_image_params": dict.fromkeys(SWARMUI, value)},
+                 {"sui_image_params": SWARMUI | {"initimagecreativity": value, "loraweights": value}},
+                 dict.fromkeys(FOOOCUS, value) | {"metadata_scheme": "fooocus"}):  # fmt: skip
+        assert read_picture(picture(tmp_path, parameters=said)).task in ("text_to_image", "image_to_image")
+
+
 def test_diffusers_keywords_as_json(tmp_path):
     data = {"prompt": "a fox", "negative_prompt": "blurry", "resolution": "512 x 640", "guidance_scale": 7,
             "num_inference_steps": 28, "seed": 9, "sampler": "Euler a", "use_lora": None,

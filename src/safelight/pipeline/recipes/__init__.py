@@ -5,7 +5,7 @@ weights     sha256 of a model's files, taken once; finding a model by it
 texts       texts in picture files: PNG's chunks, EXIF and XMP, written and (from files of strangers) read
 infotext    AUTOMATIC1111's `parameters`: written, and read
 comfyui     ComfyUI's graphs read
-peers       InvokeAI's metadata and diffusers' keywords read
+peers       the metadata of InvokeAI, SwarmUI and Fooocus, and diffusers' keywords, read
 reading     a file -> what is understood of it, in our words, and what is kept as it stands
 walks       the steps that A1111 and ComfyUI make, in our words
 adapters    LoRAs that other programs' pictures name, and files to fill in for them

@@ -1,14 +1,17 @@
-"""InvokeAI's metadata, and pictures that people save with the keywords of their call of diffusers."""
+"""The metadata of InvokeAI, SwarmUI and Fooocus, and pictures saved with the keywords of a call of diffusers."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import PureWindowsPath
 from typing import Any
 
 from safelight.diffusion import aliases
 from safelight.diffusion.samplers import SAMPLERS as OURS
+from safelight.pipeline.recipes import comfyui
 from safelight.pipeline.recipes.recipe import Reading
+from safelight.pipeline.recipes.walks import of_comfyui, share
 
 INVOKEAI = {"positive_prompt": "prompt", "negative_prompt": "negative_prompt", "width": "width", "height": "height",
             "seed": "seed", "cfg_scale": "guidance_scale", "cfg_rescale_multiplier": "guidance_rescale",
@@ -19,6 +22,11 @@ INVOKEAI_SAMPLERS = {"ddim": "ddim", "ddpm": "ddpm", "deis": "deis", "lms": "lms
                      "dpmpp_2s": "dpm_solver_singlestep", "dpmpp_2m": "dpmpp_2m", "dpmpp_2m_sde": "dpmpp_2m_sde",
                      "dpmpp_sde": "dpmpp_sde", "unipc": "unipc", "lcm": "lcm", "tcd": "tcd", "dpmpp_2": "dpmpp_2m",
                      "dpm_2": "dpm2", "dpm_2_a": "dpm2_ancestral", "plms": "plms"}  # fmt: skip
+SWARMUI = {"prompt": "prompt", "negativeprompt": "negative_prompt", "width": "width", "height": "height",
+           "seed": "seed", "steps": "steps", "cfgscale": "guidance_scale", "variationseed": "subseed",
+           "variationseedstrength": "subseed_strength"}  # fmt: skip
+FOOOCUS = {"prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seed", "steps": "steps",
+           "guidance_scale": "guidance_scale"}  # fmt: skip
 TASKS = {"img2img": "image_to_image", "inpaint": "inpaint", "txt2img": "text_to_image"}
 DIFFUSERS = {"prompt": "prompt", "negative_prompt": "negative_prompt", "width": "width", "height": "height",
              "num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed", "strength": "strength",
@@ -64,6 +72,83 @@ def _joined(prompt: Any) -> str:
     if isinstance(prompt, list):
         return " ".join(str(part.get("prompt", "")) for part in prompt if isinstance(part, dict))
     return str(prompt or "")
+
+
+def read_swarmui(found: Mapping[str, str]) -> Reading | None:
+    """`sui_image_params` of SwarmUI, which draws by ComfyUI; its first noise is a CPU generator's, a seed a picture."""
+    data = _object(found.get("parameters"))
+    if not isinstance(said := data.pop("sui_image_params", None), dict):
+        return None
+    request, kept = _renamed(said, SWARMUI)
+    request |= _walk(request, kept, "normal")
+    creativity = kept.pop("initimagecreativity", None)
+    steps = request.get("steps")
+    if isinstance(creativity, int | float) and 0 < creativity <= 1 and isinstance(steps, int) and steps > 0:
+        request["strength"] = share(steps - round(steps * (1 - creativity)), steps)
+    if isinstance(layer := kept.get("clipstopatlayer"), int):
+        request["clip_skip"] = -1 - layer
+        del kept["clipstopatlayer"]
+    names, amounts = kept.pop("loras", []), kept.pop("loraweights", [])
+    pairs = zip(_list(names), [*_list(amounts), *["1"] * len(_list(names))], strict=False)
+    model = _name(kept.pop("model", None)) | _loras(pairs)
+    task = "image_to_image" if "strength" in request else "text_to_image"
+    ours = {"noise": "comfyui", "prompt_syntax": "comfyui"}
+    return Reading("SwarmUI", task, ours | request, model, {**kept, **data})
+
+
+def read_fooocus(found: Mapping[str, str]) -> Reading | None:
+    """Fooocus' `parameters` in its own scheme. What its styles made of the prompt is kept."""
+    data = _object(found.get("parameters"))
+    if data.get("metadata_scheme") != "fooocus" and found.get("fooocus_scheme") != "fooocus":
+        return None
+    request, kept = _renamed(data, FOOOCUS)
+    if isinstance(seed := request.get("seed"), str):
+        request["seed"] = _plain(seed)
+    request |= _walk(request, kept, "karras")
+    sides = re.fullmatch(r"\((\d{1,5}), (\d{1,5})\)", str(kept.get("resolution")))
+    if sides is not None:
+        request |= {"width": int(sides[1]), "height": int(sides[2])}
+        del kept["resolution"]
+    if isinstance(kept.get("clip_skip"), int):
+        request["clip_skip"] = kept.pop("clip_skip") - 1
+    rows = [row for row in _list(kept.pop("loras", [])) if isinstance(row, list) and len(row) > 1]
+    kept = {name: value for name, value in kept.items() if not name.startswith("lora_combined_")}  # said in `loras` too
+    model = _name(kept.pop("base_model", None)) | _loras((row[0], row[1]) for row in rows)
+    if (digest := kept.pop("base_model_hash", None)) is not None:
+        model["hash"] = str(digest)
+    program = str(kept.pop("version", "Fooocus"))
+    ours = {"noise": "comfyui", "prompt_syntax": "comfyui"}
+    return Reading(program, "text_to_image", ours | request, model, kept)
+
+
+def _walk(request: Mapping[str, Any], kept: dict[str, Any], default: str) -> dict[str, Any]:
+    """What programs on ComfyUI's samplers say of sampler and scheduler, in our words; what is understood is taken."""
+    sampler, scheduler = str(kept.get("sampler", "euler")), str(kept.get("scheduler", default))
+    found: dict[str, Any] = {}
+    for word, name, ours, table in (("sampler", sampler, "sampler", comfyui.SAMPLERS),
+                                    ("scheduler", scheduler, "grid", comfyui.GRIDS)):  # fmt: skip
+        if name in table:
+            found[ours] = table[name]
+            kept.pop(word, None)
+    steps = request.get("steps")
+    if isinstance(steps, int) and "sampler" in found:
+        found |= of_comfyui(sampler, {**found, "steps": steps}, None, ksampler=True)
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    """A list; or one that is written as text with commas."""
+    return value if isinstance(value, list) else value.split(",") if isinstance(value, str) and value else []
+
+
+def _loras(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """Names of LoRAs without their folders, and by how much each is added."""
+    found = {}
+    for name, amount in pairs:
+        with suppress(TypeError, ValueError, OverflowError):
+            if abs(float(amount)) <= 100:
+                found[PureWindowsPath(str(name)).name] = float(amount)
+    return {"loras": found} if found else {}
 
 
 def read_diffusers(found: Mapping[str, str]) -> Reading | None:

@@ -21,7 +21,7 @@ OURS = ("parameters", "safelight", XMP_KEY)
 
 
 def read_picture(path: str | Path) -> Reading:
-    """What a PNG, JPEG or WebP says of how it was made: ours, A1111's, ComfyUI's, InvokeAI's, or diffusers' keywords.
+    """What a PNG, JPEG or WebP says of how it was made: ours, A1111's, ComfyUI's, InvokeAI's, SwarmUI's, …
 
     Raises InputError where the file is missing or broken, or says nothing.
     """
@@ -48,6 +48,8 @@ def _read(found: Mapping[str, str]) -> tuple[Reading | None, tuple[str, ...]]:
             remarks = (error.what,)
     if (reading := peers.read_invokeai(found)) is not None:
         return replace(reading, remarks=remarks), ("invokeai_metadata", "sd-metadata", "invokeai_graph", "Dream")
+    if (reading := peers.read_swarmui(found) or peers.read_fooocus(found)) is not None:
+        return replace(reading, remarks=remarks), ("parameters", "fooocus_scheme")
     if (reading := comfyui.read(found.get("prompt"), found.get("workflow"))) is not None:
         return replace(reading, remarks=reading.remarks + remarks), ("prompt", "workflow")
     if (reading := peers.read_diffusers(found)) is not None:
