@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from safelight.diffusion.grids import make_grid
+from safelight.diffusion.samplers import sample
 from safelight.diffusion.schedule import noise_schedule
 from safelight.pipeline.recipes.infotext import read
 from safelight.pipeline.recipes.reading import checked, read_picture
@@ -51,6 +53,46 @@ def test_a1111s_ddim_and_plms(label, steps):
     ).request  # CompVis's evaluates all, and ends at timestep 0
     inside = np.arange(1, 1000, 1000 // steps)[::-1]
     np.testing.assert_allclose(levels(old), SIGMAS[[*inside, 0]], rtol=1e-12)
+
+
+def noise_seen(x, t):
+    """What stands in for a network: the noise in DDPM's x_t."""
+    return torch.tanh(x * (1 + t / 1000)) * 0.9
+
+
+@pytest.mark.parametrize("label", ["DDIM", "PLMS"])
+def test_a1111s_ddim_and_plms_number_by_number(label):
+    """Its loops (sd_samplers_timesteps_impl.py), on x_t of variance 1, beside what we draw from the same noise."""
+    request = a1111(f"Steps: 20, Sampler: {label}").request
+    grid = make_grid(SD, request["steps"], request["grid"], **request["grid_options"])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return x - sigma * noise_seen(x / math.hypot(1, sigma), SD.t(sigma))
+
+    start = noise * math.hypot(1, grid.sigmas[0])
+    found = sample(denoise, start, grid.sigmas, sampler=request["sampler"]) / math.hypot(1, grid.sigmas[-1])
+
+    timesteps, x, seen = list(range(1, 1000, 50)), noise, []
+    for index in range(19, 0, -1):
+        a, b = (float(SD.alphas_cumprod[timesteps[k]]) for k in (index, index - 1))
+
+        def stepped(e, x=x, a=a, b=b):
+            return b**0.5 * (x - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b) ** 0.5 * e
+
+        e = noise_seen(x, timesteps[index])
+        if label == "DDIM":
+            mean = e
+        elif not seen:
+            mean = (e + noise_seen(stepped(e), timesteps[index - 1])) / 2
+        elif len(seen) == 1:
+            mean = (3 * e - seen[-1]) / 2
+        elif len(seen) == 2:
+            mean = (23 * e - 16 * seen[-1] + 5 * seen[-2]) / 12
+        else:
+            mean = (55 * e - 59 * seen[-1] + 37 * seen[-2] - 9 * seen[-3]) / 24
+        x, seen = stepped(mean), [*seen, e]
+    assert torch.allclose(found, x, atol=1e-8)
 
 
 def test_a1111s_unipc():
