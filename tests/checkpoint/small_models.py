@@ -1,8 +1,18 @@
 """Small real models of SD's own topology, with seeded weights, by diffusers and transformers themselves."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.save import save_single_file
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
+from safelight.models.presets import AUTOENCODERS, UNETS
+from safelight.models.unet import UNet
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -37,3 +47,18 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     """Whether two networks have the same parameters, bit for bit."""
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def published_file(name: str, path: Path) -> dict[str, torch.Tensor]:
+    """Write a published model, made small, as a single file from elsewhere: weights and nothing else. Its tensors."""
+    torch.manual_seed(0)
+    wide = UNETS[name].block_out_channels
+    unet = replace(UNETS[name], block_out_channels=tuple(32 * c // wide[0] // 32 * 32 for c in wide))
+    if unet.conditional:
+        unet = replace(unet, cross_attention_dim=64, attention_head_dim=1)
+    stage: AutoencoderConfig = AUTOENCODERS[name]
+    stage = replace(stage, block_out_channels=(32,) * len(stage.block_out_channels))
+    save_single_file(Parts(unet=UNet(unet), autoencoder=Autoencoder(stage)), path)
+    tensors = load_file(path)
+    save_file(tensors, path)
+    return tensors

@@ -221,22 +221,23 @@ def scheduler(folder: Path) -> Config:
     return config
 
 
+SD_BETAS = (0.00085, 0.012)
+LDM_BETAS = (0.0015, 0.0195)
+UPSCALER_BETAS = (0.0001, 0.02)  # for its latents, and for the noise on its small pictures
 # The noise that Stable Diffusion's x4 upscaler wants on pictures, in files that do not say it.
 LOW_RES_SCHEDULER: Config = {
     "_class_name": "DDPMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
+    "beta_start": UPSCALER_BETAS[0],
+    "beta_end": UPSCALER_BETAS[1],
 }
-SD_BETAS = (0.00085, 0.012)
-LDM_BETAS = (0.0015, 0.0195)
 
 
 def default_scheduler(family: str) -> Config:
     """The scheduler config of a family's published models: the betas they were trained with, and their usual
     sampler."""
-    start, end = LDM_BETAS if family == "ldm" else SD_BETAS
+    start, end = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family == "ldm" else SD_BETAS
     sd1 = family.startswith("sd1")
     return {
         "_class_name": "PNDMScheduler" if sd1 else "DDIMScheduler",

@@ -137,10 +137,12 @@ def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:
 
 
 def _guess(parts: Parts, path: Path) -> tuple[str, str]:
-    """Only plain SD 2 comes in both kinds without saying which. Raises CheckpointError where a probe gives no
-    answer."""
+    """Only plain SD 2 comes in both kinds without saying which; the x4 upscaler predicts v (x4-upscaling.yaml).
+
+    Raises CheckpointError where a probe gives no answer.
+    """
     if path.is_dir() or parts.family != "sd2":
-        return "epsilon", "family"
+        return "v_prediction" if path.is_file() and parts.family == "sd2-upscale" else "epsilon", "family"
     if parts.global_step == SD2_BASE_STEP:
         return "epsilon", "global_step"
     from safelight.checkpoint.probe import probe
