@@ -57,6 +57,25 @@ def test_every_published_model_is_recognised_from_names_and_shapes(name):
         assert TextConfig.from_transformers(found.text_encoder) == TEXT_ENCODERS[name]
 
 
+# The published configs (linear_start and linear_end), by what their files show.
+BETAS = {
+    "sd15": (0.00085, 0.012), "sd2_upscaler": (0.0001, 0.02), "ldm_celebahq": (0.0015, 0.0195),
+    "ldm_churches": (0.0015, 0.0155), "ldm_cin256_v2": (0.0015, 0.0195), "ldm_txt2img_1p4b": (0.00085, 0.012),
+    "ldm_text2img256": (0.0015, 0.0195), "ldm_layout2img_openimages256": (0.0015, 0.0205),
+    "ldm_semantic512": (0.0015, 0.0205), "ldm_sr_bsr": (0.0015, 0.0155), "ldm_inpainting_big": (0.0015, 0.0205),
+    "rdm768": (0.0015, 0.015),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_a_published_model_has_the_noise_it_was_trained_on(name):
+    scheduler = detect(listed(header(name))).scheduler
+    assert (scheduler["beta_schedule"], scheduler["beta_start"], scheduler["beta_end"]) == (
+        "scaled_linear",
+        *BETAS[name],
+    )
+
+
 def test_families():
     names = {"sd15": "sd1", "sd15_inpaint": "sd1-inpaint", "sd2_base": "sd2", "sd2_inpaint": "sd2-inpaint",
              "sd2_depth": "sd2-depth", "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm",

@@ -15,6 +15,7 @@ from safelight.checkpoint.parts import Parts
 from safelight.errors import CheckpointError, SafelightError, nearest
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig
+from safelight.models.presets import BETAS, LDM_BETAS, SD_BETAS
 from safelight.models.tiny_decoder import TinyDecoderConfig
 from safelight.models.unet_config import UNetConfig
 
@@ -221,9 +222,7 @@ def scheduler(folder: Path) -> Config:
     return config
 
 
-SD_BETAS = (0.00085, 0.012)
-LDM_BETAS = (0.0015, 0.0195)
-UPSCALER_BETAS = (0.0001, 0.02)  # for its latents, and for the noise on its small pictures
+UPSCALER_BETAS = BETAS["sd2_upscaler"]  # for its latents, and for the noise on its small pictures
 # The noise that Stable Diffusion's x4 upscaler wants on pictures, in files that do not say it.
 LOW_RES_SCHEDULER: Config = {
     "_class_name": "DDPMScheduler",
@@ -234,10 +233,13 @@ LOW_RES_SCHEDULER: Config = {
 }
 
 
-def default_scheduler(family: str) -> Config:
-    """The scheduler config of a family's published models: the betas they were trained with, and their usual
-    sampler."""
-    start, end = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family == "ldm" else SD_BETAS
+def default_scheduler(family: str, betas: tuple[float, float] | None = None) -> Config:
+    """The scheduler config of a family's published models: their usual sampler, and the betas they were trained with.
+
+    `betas` are the first and the last, where more than the family is known.
+    """
+    usual = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family == "ldm" else SD_BETAS
+    start, end = betas or usual
     sd1 = family.startswith("sd1")
     return {
         "_class_name": "PNDMScheduler" if sd1 else "DDIMScheduler",

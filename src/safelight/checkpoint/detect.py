@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from safelight.checkpoint import layouts
+from safelight.checkpoint.configs import default_scheduler
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors
 from safelight.checkpoint.parts import Parts
@@ -48,7 +49,7 @@ class Detected:
     autoencoder: Config | None
     text_encoder: Config | None
     text_dialect: str | None  # "clip", "clip_flat", "openclip"; or None, for none or one that is not drawn here
-    scheduler: Config | None = None  # where the file says it
+    scheduler: Config | None = None  # what the file notes, else what models of its kind were trained with
     conditioner: Config | None = None
     classes: tuple[str, ...] = ()
     guidance_scale: float = Parts.guidance_scale
@@ -102,27 +103,34 @@ def detect(file: Tensors) -> Detected:
     unet = unet_config(shapes.under(layouts.UNET))
     stage = shapes.under(layouts.FIRST_STAGE)
     dialect = text_dialect(shapes)
-    unet, autoencoder = like_a_preset(unet, autoencoder_config(stage) if stage else None)
+    preset = published(unet)
+    unet, autoencoder = like_a_preset(preset, unet, autoencoder_config(stage) if stage else None)
+    kind = family(unet, has_text=dialect is not None)
     return Detected(
-        family=family(unet, has_text=dialect is not None),
+        family=kind,
         unet=unet,
         autoencoder=autoencoder,
+        scheduler=default_scheduler(kind, presets.BETAS[preset] if preset else None),
         text_encoder=text_config(shapes, dialect) if dialect else None,
         text_dialect=dialect,
         conditioner=conditioner_config(shapes.under(layouts.COND_STAGE)),
     )
 
 
-def like_a_preset(unet: Config, autoencoder: Config | None) -> tuple[Config, Config | None]:
-    """Take what shapes cannot tell (heads, native size, scaling) from the first published model with these shapes."""
+def published(unet: Config) -> str | None:
+    """The name of the first published model whose U-Net has these shapes."""
     told = _told_by_shapes(UNetConfig.from_diffusers(unet))
-    for name, preset in presets.UNETS.items():
-        if _told_by_shapes(preset) == told:
-            unet, stage = preset.to_diffusers(), presets.AUTOENCODERS[name]
-            if autoencoder is not None and autoencoder["_class_name"] == stage.kind:
-                autoencoder |= {"scaling_factor": stage.scaling_factor, "sample_size": stage.sample_size}
-            break
-    return unet, autoencoder
+    return next((name for name, preset in presets.UNETS.items() if _told_by_shapes(preset) == told), None)
+
+
+def like_a_preset(name: str | None, unet: Config, autoencoder: Config | None) -> tuple[Config, Config | None]:
+    """Take what shapes cannot tell (heads, native size, scaling) from the published model of this name, if any."""
+    if name is None:
+        return unet, autoencoder
+    stage = presets.AUTOENCODERS[name]
+    if autoencoder is not None and autoencoder["_class_name"] == stage.kind:
+        autoencoder |= {"scaling_factor": stage.scaling_factor, "sample_size": stage.sample_size}
+    return presets.UNETS[name].to_diffusers(), autoencoder
 
 
 def refuse_strangers(shapes: Shapes, path: object) -> None:

@@ -49,7 +49,7 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=found.classes,
         guidance_scale=found.guidance_scale,
-        scheduler_config=found.scheduler or scheduler_config(whole, found.family),
+        scheduler_config=scheduler_config(whole, found),
         low_res_scheduler_config=LOW_RES_SCHEDULER if found.family == "sd2-upscale" else {},
         family=found.family,
         source=str(path),
@@ -214,9 +214,10 @@ def tokenizer(dialect: str | None) -> Tokenizer | None:
     return Tokenizer.clip(pad_token=SD2_PAD) if dialect == "openclip" else Tokenizer.clip()
 
 
-def scheduler_config(file: Tensors, family: str) -> dict[str, Any]:
-    """diffusers' scheduler config for a single file: its family's, with the file's own betas where it carries them."""
-    config = default_scheduler(family)
+def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:
+    """diffusers' scheduler config for a single file: noted, or of its kind, with the file's own betas where it has
+    them."""
+    config = dict(found.scheduler or default_scheduler(found.family))
     if said := file.metadata.get("modelspec.prediction_type"):
         config["prediction_type"] = MODELSPEC.get(said, said)
     if "betas" in file:

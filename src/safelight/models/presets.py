@@ -1,8 +1,9 @@
 """The published models, by name: each a few words said against its neighbour.
 
-`UNETS`, `AUTOENCODERS` and `TEXT_ENCODERS` share their names: UNETS["sd15"] works on the latents that
-AUTOENCODERS["sd15"] makes and reads what TEXT_ENCODERS["sd15"] writes. Models with another conditioner than CLIP, or
-none, have no entry in the last. `AUTOENCODERS` also holds the first stages by the paper's names: AUTOENCODERS["vq_f4"].
+`UNETS`, `AUTOENCODERS`, `BETAS` and `TEXT_ENCODERS` share their names: UNETS["sd15"] works on the latents that
+AUTOENCODERS["sd15"] makes, was trained on noise of BETAS["sd15"] and reads what TEXT_ENCODERS["sd15"] writes. Models
+with another conditioner than CLIP, or none, have no entry in the last. `AUTOENCODERS` also holds the first stages by
+the paper's names: AUTOENCODERS["vq_f4"].
 
 Sources: the configs of CompVis/latent-diffusion, CompVis/stable-diffusion and Stability-AI/stablediffusion, and the
 tables of Rombach et al. 2022 (arXiv 2112.10752).
@@ -195,6 +196,20 @@ UNETS: dict[str, UNetConfig] = {
     "ldm_sr_bsr": LDM_SR_BSR,
     "ldm_inpainting_big": LDM_INPAINTING_BIG,
     "rdm768": RDM768,
+}
+
+# The first and the last beta of the noise each was trained on, "scaled_linear" in diffusers' words.
+SD_BETAS = (0.00085, 0.012)
+LDM_BETAS = (0.0015, 0.0195)
+BETAS: dict[str, tuple[float, float]] = {
+    **{name: SD_BETAS if name.startswith("sd") else LDM_BETAS for name in UNETS},
+    "sd2_upscaler": (0.0001, 0.02),
+    "ldm_churches": (0.0015, 0.0155),
+    "ldm_txt2img_1p4b": SD_BETAS,
+    **dict.fromkeys(("ldm_layout2img_openimages256", "ldm_semantic256", "ldm_semantic512"), (0.0015, 0.0205)),
+    "ldm_sr_bsr": (0.0015, 0.0155),
+    "ldm_inpainting_big": (0.0015, 0.0205),
+    "rdm768": (0.0015, 0.015),
 }
 
 AUTOENCODERS: dict[str, AutoencoderConfig] = {
