@@ -123,7 +123,8 @@ STRANGERS = {
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0.lora_up.weight": (4, 4)},
     "LoRA": {"unet.down_blocks.0.attentions.0.to_q.lora_A.weight": (4, 4)},
     "Stable Diffusion XL": {
-        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 768)
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
+        "conditioner.embedders.1.model.token_embedding.weight": (49408, 1280),
     },
     "ControlNet": {"control_model.time_embed.0.weight": (1280, 320)},
     "Flux": {"model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale": (128,)},

@@ -96,6 +96,16 @@ def test_old_merges_lack_text_model(sd1, sd1_tensors, tmp_path):
     assert agrees_with_diffusers(load_parts(tmp_path / "m.safetensors"), sd1)
 
 
+def test_the_names_of_generative_models(sd2, tmp_path):
+    """sd_turbo.safetensors is written so: Stable Diffusion 2, and not XL."""
+    save_single_file(load_parts(sd2), tmp_path / "own.safetensors")
+    tensors = load_file(tmp_path / "own.safetensors")
+    renamed = {key.replace("cond_stage_model.", "conditioner.embedders.0."): t for key, t in tensors.items()}
+    save_file(renamed, tmp_path / "m.safetensors")
+    parts = load_parts(tmp_path / "m.safetensors", prediction_type="epsilon")
+    assert agrees_with_diffusers(parts, sd2) and parts.family == "sd2"
+
+
 def test_moving_averages(sd1_tensors, tmp_path):
     averages = {
         "model_ema." + key.removeprefix("model.").replace(".", ""): tensor + 1

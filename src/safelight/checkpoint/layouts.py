@@ -15,6 +15,7 @@ FIRST_STAGE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
+SGM = "conditioner.embedders."  # how Stability's generative-models calls its text encoders, by number
 EMA = "model_ema."
 # What a training run leaves in a file beside the networks: averages, losses, the noise schedule's buffers.
 BOOKKEEPING = (
@@ -231,6 +232,18 @@ def diffusers_layout(ours: Collection[str], theirs: Collection[str]) -> KeyMap:
         if place != name and f"{place}.query.weight" in theirs:
             rows.add(OLD_ATTENTION, [{"p": place}])
     return rows.add("*    *").done()
+
+
+def compvis_names(theirs: Collection[str]) -> dict[str, str]:
+    """The names of a single file from elsewhere in CompVis' words -> as they are in the file.
+
+    Stability's generative-models (sd_turbo.safetensors) calls the only text encoder the first of the conditioner's.
+    Where there are two it is Stable Diffusion XL, whose names are left as they are.
+    """
+    ours = {key: key for key in theirs}
+    if _any(theirs, f"{SGM}0.") and not _any(theirs, f"{SGM}1."):
+        ours = {key.replace(f"{SGM}0.", COND_STAGE, 1) if key.startswith(SGM) else key: key for key in theirs}
+    return ours
 
 
 def is_bookkeeping(key: str) -> bool:

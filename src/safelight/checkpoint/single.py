@@ -32,7 +32,8 @@ SD2_PAD = "!"  # token 0: open_clip fills up with zeros
 
 def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None, **options: Any) -> Parts:
     """Load a single-file model. All names and shapes are checked before the first tensor is read."""
-    whole = open_file(path)
+    file = open_file(path)
+    whole = file.renamed(layouts.compvis_names(file))
     with naming(path):
         found = remembered(whole) or detect(whole)
     file = averaged(whole) if wants_average(whole, found.family, ema) else whole
