@@ -53,9 +53,9 @@ def published_file(name: str, path: Path) -> dict[str, torch.Tensor]:
     """Write a published model, made small, as a single file from elsewhere: weights and nothing else. Its tensors."""
     torch.manual_seed(0)
     wide = UNETS[name].block_out_channels
-    unet = replace(UNETS[name], block_out_channels=tuple(32 * c // wide[0] // 32 * 32 for c in wide))
-    if unet.conditional:
-        unet = replace(unet, cross_attention_dim=64, attention_head_dim=1)
+    narrow = tuple(32 * c // wide[0] // 32 * 32 for c in wide)
+    context = {"cross_attention_dim": 64, "attention_head_dim": 1} if UNETS[name].conditional else {}
+    unet = replace(UNETS[name], block_out_channels=narrow, **context)
     stage: AutoencoderConfig = AUTOENCODERS[name]
     stage = replace(stage, block_out_channels=(32,) * len(stage.block_out_channels))
     save_single_file(Parts(unet=UNet(unet), autoencoder=Autoencoder(stage)), path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, StableDiffusionPipeline, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
-from small_models import published_file, same_weights, small_pipeline
+from small_models import same_weights, small_pipeline
 
 from safelight.checkpoint.load import load_autoencoder, load_parts, load_text_encoder, load_unet
 from safelight.checkpoint.parts import Parts
@@ -94,16 +94,6 @@ def test_position_ids_may_be_missing_or_floats(sd1_tensors, tmp_path, change):
 def test_old_merges_lack_text_model(sd1, sd1_tensors, tmp_path):
     save_file({key.replace(".text_model.", "."): t for key, t in sd1_tensors.items()}, tmp_path / "m.safetensors")
     assert agrees_with_diffusers(load_parts(tmp_path / "m.safetensors"), sd1)
-
-
-def test_the_names_of_generative_models(sd2, tmp_path):
-    """sd_turbo.safetensors is written so: Stable Diffusion 2, and not XL."""
-    save_single_file(load_parts(sd2), tmp_path / "own.safetensors")
-    tensors = load_file(tmp_path / "own.safetensors")
-    renamed = {key.replace("cond_stage_model.", "conditioner.embedders.0."): t for key, t in tensors.items()}
-    save_file(renamed, tmp_path / "m.safetensors")
-    parts = load_parts(tmp_path / "m.safetensors", prediction_type="epsilon")
-    assert agrees_with_diffusers(parts, sd2) and parts.family == "sd2"
 
 
 def test_moving_averages(sd1_tensors, tmp_path):
@@ -278,15 +268,6 @@ def test_prediction_type(sd1, sd2, tmp_path):
     path.write_text(path.read_text().replace("v_prediction", "flow_prediction"))
     with pytest.raises(CheckpointError, match="flow_prediction"):
         load_parts(tmp_path / "m")
-
-
-def test_the_upscaler_predicts_v_on_noise_of_its_own(tmp_path):
-    """Of a file that says neither: what x4-upscaling.yaml says, and the hub's folder."""
-    published_file("sd2_upscaler", tmp_path / "m.safetensors")
-    parts = load_parts(tmp_path / "m.safetensors")
-    assert (parts.family, parts.prediction_type) == ("sd2-upscale", "v_prediction")
-    for config in (parts.scheduler_config, parts.low_res_scheduler_config):
-        assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == ("scaled_linear", 0.0001, 0.02)
 
 
 def test_a_text_encoder_is_optional_in_a_single_file(sd1_tensors, tmp_path):

@@ -159,7 +159,7 @@ def _no_model(shapes: Shapes, path: object) -> WrongModel:
 
 
 def family(unet: Config, *, has_text: bool) -> str:
-    """Name the family of a U-Net: sd1, sd2 (each with -inpaint, -depth, -edit, -upscale), or ldm.
+    """Name the family of a U-Net: sd1, sd2 (each with -inpaint, -depth, -edit, -upscale, -unclip), or ldm.
 
     SD 2 has linear projections around its transformers. SD 1 has none, and CLIP beside it, or CLIP's width of context.
     The upscaler is told how much noise its small picture has, by a table; others that see one are not.
@@ -170,6 +170,8 @@ def family(unet: Config, *, has_text: bool) -> str:
     extra = "" if plain else CONCATENATED.get(unet["in_channels"], "")
     if extra == "-upscale" and unet.get("num_class_embeds") is None:
         extra = ""
+    if unet.get("class_embed_type") == "projection":  # of an image's embedding by CLIP, with its noise level
+        extra = "-unclip"
     if unet.get("use_linear_projection"):
         return "sd2" + extra
     is_sd1 = has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)

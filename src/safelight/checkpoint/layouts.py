@@ -17,11 +17,16 @@ OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
 SGM = "conditioner.embedders."  # how Stability's generative-models calls its text encoders, by number
 EMA = "model_ema."
-# What a training run leaves in a file beside the networks: averages, losses, the noise schedule's buffers.
+# Empty tensors by which finetunes say what they predict, and that their last step is pure noise (Lin et al. 2023).
+V_PREDICTION, ZERO_TERMINAL_SNR = "v_pred", "ztsnr"
+# What a training run leaves in a file beside the networks: averages, losses, the schedule's buffers, learned words.
 BOOKKEEPING = (
-    EMA, "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus_alphas_cumprod",
-    "posterior_", "lvlb_weights", "logvar", "scale_factor", "low_scale_model.",
+    EMA, f"{FIRST_STAGE}{EMA}", "loss.", f"{FIRST_STAGE}loss.", "betas", "alphas_cumprod", "sqrt_",
+    "log_one_minus_alphas_cumprod", "posterior_", "lvlb_weights", "logvar", "scale_factor", "low_scale_model.",
+    "denoiser.sigmas", "embedding_manager.", V_PREDICTION, ZERO_TERMINAL_SNR,
 )  # fmt: skip
+# Networks that are not drawn here: what is no text encoder, MiDaS (SD 2 depth), CLIP's eye with its noise (unCLIP).
+NOT_DRAWN = (COND_STAGE, "depth_model.", "embedder.", "noise_augmentor.")
 
 
 def inside(place: str, table: str) -> str:

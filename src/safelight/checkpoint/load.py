@@ -38,6 +38,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"{HUB_ID.pattern}/[\w./-]+")
 LoraName = str | Path | tuple[str | Path, float]
 WordName = str | Path | tuple[str | Path, str | None]
+PREDICT_V = ("sd2-upscale", "sd2-unclip")  # x4-upscaling.yaml, v2-1-stable-unclip-h-inference.yaml
 SD2_BASE_STEP = 875000  # where the training of 512-base-ema.ckpt stopped; diffusers goes by it too
 
 
@@ -137,12 +138,10 @@ def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:
 
 
 def _guess(parts: Parts, path: Path) -> tuple[str, str]:
-    """Only plain SD 2 comes in both kinds without saying which; the x4 upscaler predicts v (x4-upscaling.yaml).
-
-    Raises CheckpointError where a probe gives no answer.
-    """
+    """Only plain SD 2 comes in both kinds without saying which. Raises CheckpointError where a probe gives no
+    answer."""
     if path.is_dir() or parts.family != "sd2":
-        return "v_prediction" if path.is_file() and parts.family == "sd2-upscale" else "epsilon", "family"
+        return "v_prediction" if path.is_file() and parts.family in PREDICT_V else "epsilon", "family"
     if parts.global_step == SD2_BASE_STEP:
         return "epsilon", "global_step"
     from safelight.checkpoint.probe import probe

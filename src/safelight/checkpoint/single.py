@@ -197,15 +197,15 @@ def _is_leaving(key: str) -> bool:
 
 
 def leftovers(file: Tensors, plans: list[Plan[Any]]) -> Tensors:
-    """The conditioning tensors that no network here has. Any other tensor without a home is a KeyMismatch."""
+    """The tensors of networks that are known but not drawn here. Any other tensor without a home is a KeyMismatch."""
     homes = set().union(*(plan.keymap.by_theirs for plan in plans))
     rest = [key for key in file if key not in homes and not _is_leaving(key)]
-    strange = [key for key in rest if not key.startswith((layouts.COND_STAGE, layouts.FIRST_STAGE))]
+    strange = [key for key in rest if not key.startswith((*layouts.NOT_DRAWN, layouts.FIRST_STAGE))]
     if strange:
         what = f"holds {len(strange)} tensors that belong to no network, such as {strange[0]!r}"
         remedy = "another model may have been merged into it; use the model's original file"
         raise KeyMismatch(what, path=file.path, key=strange[0], remedy=remedy)
-    return file.renamed({key: key for key in rest if key.startswith(layouts.COND_STAGE)})
+    return file.renamed({key: key for key in rest if key.startswith(layouts.NOT_DRAWN)})
 
 
 def tokenizer(dialect: str | None) -> Tokenizer | None:
@@ -219,6 +219,10 @@ def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:
     """diffusers' scheduler config for a single file: noted, or of its kind, with the file's own betas where it has
     them."""
     config = dict(found.scheduler or default_scheduler(found.family))
+    if layouts.V_PREDICTION in file:
+        config["prediction_type"] = "v_prediction"
+    if layouts.ZERO_TERMINAL_SNR in file:
+        config["rescale_betas_zero_snr"] = True
     if said := file.metadata.get("modelspec.prediction_type"):
         config["prediction_type"] = MODELSPEC.get(said, said)
     if "betas" in file:

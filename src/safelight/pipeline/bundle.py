@@ -103,14 +103,21 @@ class LatentDiffusion:
         return "nothing" if self.unet.config.num_class_embeds is None else "class"
 
     @property
-    def sees(self) -> Literal["nothing", "mask", "picture", "map", "something"]:
-        """What the U-Net takes beside the latent: a mask and a masked picture, a small picture, a map of classes."""
+    def sees(self) -> Literal["nothing", "mask", "picture", "map", "depth", "embedding", "something"]:
+        """What the U-Net takes beside the latent: a mask and a masked picture, a small picture, a map of classes.
+
+        Depth maps, CLIP's embeddings of pictures and whatever else are told apart to be refused by name.
+        """
         latent, channels = self.autoencoder.config.embed_dim, self.unet.config.in_channels
+        if self.unet.config.class_embed_type is not None:
+            return "embedding"
         if channels == latent:
             return "nothing"
         if isinstance(self.conditioner, MapEmbedder):
             return "map"
-        return "mask" if channels == 2 * latent + 1 else "picture" if channels == latent + 3 else "something"
+        if channels in (2 * latent + 1, latent + 3):
+            return "mask" if channels == 2 * latent + 1 else "picture"
+        return "depth" if channels == latent + 1 else "something"
 
     @property
     def paints_masks(self) -> bool:
@@ -189,6 +196,8 @@ TRAINED_FOR = {
     "mask": ("to inpaint", "inpaint"),
     "picture": ("to enlarge pictures", "upscale"),
     "map": ("to draw maps of classes", "semantic_synthesis"),
+    "depth": ("to draw after depth maps, which are not made here", "the script it came with"),
+    "embedding": ("to vary pictures by CLIP's embedding of them, which is not made here", "the script it came with"),
     "something": ("to see more than words", "the script it came with"),
     "class": ("to draw classes", "class_to_image"),
     "layout": ("to draw layouts", "layout_to_image"),
