@@ -79,7 +79,7 @@ def test_a_published_model_has_the_noise_it_was_trained_on(name):
 def test_families():
     names = {"sd15": "sd1", "sd15_inpaint": "sd1-inpaint", "sd2_base": "sd2", "sd2_inpaint": "sd2-inpaint",
              "sd2_depth": "sd2-depth", "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm",
-             "ldm_txt2img_1p4b": "ldm"}  # fmt: skip
+             "ldm_txt2img_1p4b": "ldm", "ldm_inpainting_big": "ldm-inpaint"}  # fmt: skip
     assert {name: detect(listed(header(name))).family for name in names} == names
 
 

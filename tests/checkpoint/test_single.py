@@ -8,8 +8,8 @@ from small_models import SD_BETAS, published_file, same_weights
 
 from safelight.checkpoint.errors import KeyMismatch
 from safelight.checkpoint.load import load_parts
-from safelight.checkpoint.save import save_single_file
-from safelight.errors import InputError
+from safelight.checkpoint.save import save_folder, save_single_file
+from safelight.errors import CheckpointError, InputError
 from safelight.pipeline.loading import bundle
 from safelight.pipeline.tasks import text_to_image
 
@@ -77,3 +77,23 @@ def test_models_beside_networks_that_are_not_drawn_here(tmp_path, name, more, pr
     assert parts.extra.keys() == set(more)
     with pytest.raises(InputError, match=refusal):
         text_to_image(bundle(parts), "", steps=1)
+
+
+def test_latent_diffusion_s_own_inpainting_keeps_its_family_and_takes_the_average(tmp_path):
+    """inpainting_big.ckpt holds the average, its first stage twice, and is drawn with the average (inpaint.py)."""
+    tensors = published_file("ldm_inpainting_big", tmp_path / "m.safetensors")
+    averages = {"model_ema." + k.removeprefix("model.").replace(".", ""): t + 1 for k, t in tensors.items()
+                if k.startswith("model.")}  # fmt: skip
+    again = {k.replace("first_stage_model.", "cond_stage_model."): t.clone() for k, t in tensors.items()}
+    save_file(again | tensors | averages, tmp_path / "m.safetensors")
+    parts = load_parts(tmp_path / "m.safetensors")
+    assert parts.family == "ldm-inpaint"
+    assert torch.equal(parts.unet.conv_out.bias, tensors["model.diffusion_model.out.2.bias"] + 1)
+    save_single_file(parts, tmp_path / "one.safetensors")
+    save_folder(parts, tmp_path / "folder")
+    for name in ("one.safetensors", "folder"):
+        assert load_parts(tmp_path / name).family == "ldm-inpaint"
+    index = tmp_path / "folder" / "model_index.json"
+    index.write_text(index.read_text().replace("ldm-inpaint", "ldm-impaint"))
+    with pytest.raises(CheckpointError, match="ldm-impaint"):
+        load_parts(tmp_path / "folder")

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import safelight
 from safelight.diffusion.noise import SeededNoise
 from safelight.errors import InputError
+from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.conditioners import ClassEmbedder, LayoutEmbedder, MapEmbedder
 from safelight.models.presets import levels
 from safelight.models.unet import UNet
@@ -331,3 +332,43 @@ def test_pictures_carry_the_request_that_draws_them_again():
     assert torch.equal(again.latents, safelight.layout_to_image(model, boxes, seed=2, steps=2).latents)
     (recipe,) = safelight.class_to_image(class_model("table"), "fig", seed=2, steps=1).recipes
     assert recipe.request["label"] == "fig" and recipe.request["negative_prompt"] == "" and not recipe.unrecorded
+
+
+# Inpainting without words
+
+
+@pytest.fixture(scope="module")
+def ldm_painter():
+    """Latent diffusion's own inpainting in small: no words, a codebook, 3 + 3 + 1 channels."""
+    torch.manual_seed(0)
+    base = random_model()
+    config = replace(
+        base.unet.config, **levels("", "Attn"), block_out_channels=(32, 64), attention_head_dim=32, sample_size=16,
+        in_channels=7, out_channels=3, mid_block_type="UNetMidBlock2D",
+    )  # fmt: skip
+    unet = UNet(config).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    stage = Autoencoder(AutoencoderConfig.from_diffusers(dict(vq().config))).eval().requires_grad_(False)
+    return replace(base, unet=unet, autoencoder=stage, text_encoder=None, tokenizer=None, family="ldm-inpaint")
+
+
+def test_latent_diffusion_s_own_inpainting_sees_what_its_script_shows_it(ldm_painter, picture):
+    """A plain loop with the lines of CompVis/latent-diffusion, scripts/inpaint.py, around diffusers' scheduler."""
+    model, mask = ldm_painter, np.zeros((32, 64), np.uint8)
+    mask[5:21, 13:50] = 255
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    holes = torch.from_numpy(mask)[None, None] / 255
+    masked, holes = ((1 - holes) * image) * 2 - 1, holes * 2 - 1
+    c = model.autoencoder.encode(masked).mode()
+    c = torch.cat((c, torch.nn.functional.interpolate(holes, size=c.shape[-2:])), dim=1)
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    scheduler = diffusers.DDIMScheduler(**config, prediction_type="sample", clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(6)
+    x = torch.randn(1, 3, 8, 16, generator=torch.Generator().manual_seed(5))
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.unet(torch.cat((x, c), dim=1), t), t, x).prev_sample
+    drawn = safelight.inpaint(model, "", picture, Image.fromarray(mask), seed=5, guidance_scale=1, **DDIM)
+    torch.testing.assert_close(drawn.latents, x, rtol=0, atol=1e-4)
+    other = safelight.inpaint(replace(model, family="ldm"), "", picture, Image.fromarray(mask), seed=5, **DDIM)
+    assert not torch.allclose(other.latents, x, atol=1e-2)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from safelight.checkpoint.errors import CorruptFile, UnknownClass, WrongModel
 from safelight.checkpoint.files import read_json
-from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.parts import LDM_INPAINT, Parts
 from safelight.errors import CheckpointError, SafelightError, nearest
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig
@@ -214,6 +214,15 @@ def guidance_scale(index: Config, path: Path) -> float:
     return float(scale)
 
 
+def family(index: Config, path: Path) -> str | None:
+    """The family, where a U-Net's shape does not tell it: "_family" of its model_index.json. Raises CorruptFile."""
+    named = index.get("_family")
+    if named not in (None, LDM_INPAINT):
+        what = f"_family is {named!r}, which is none that is noted"
+        raise CorruptFile(what, path=path, key="_family", remedy=f"give {LDM_INPAINT!r}, or leave it out")
+    return named
+
+
 def scheduler(folder: Path) -> Config:
     """Read a scheduler_config.json (older folders: config.json)."""
     names = [name for name in ("scheduler_config.json", "config.json") if (folder / name).exists()]
@@ -238,7 +247,7 @@ def default_scheduler(family: str, betas: tuple[float, float] | None = None) -> 
 
     `betas` are the first and the last, where more than the family is known.
     """
-    usual = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family == "ldm" else SD_BETAS
+    usual = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family.startswith("ldm") else SD_BETAS
     start, end = betas or usual
     sd1 = family.startswith("sd1")
     return {

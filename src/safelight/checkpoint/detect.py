@@ -12,7 +12,7 @@ from safelight.checkpoint import layouts
 from safelight.checkpoint.configs import default_scheduler
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors
-from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.parts import LDM_INPAINT, Parts
 from safelight.errors import nearest
 from safelight.models import presets
 from safelight.models.autoencoder_config import SD_SCALING_FACTOR
@@ -106,6 +106,8 @@ def detect(file: Tensors) -> Detected:
     preset = published(unet)
     unet, autoencoder = like_a_preset(preset, unet, autoencoder_config(stage) if stage else None)
     kind = family(unet, has_text=dialect is not None)
+    if unet["_class_name"] == "UNet2DModel" and unet["in_channels"] == 2 * unet["out_channels"] + 1:
+        kind = LDM_INPAINT  # of models that were trained here, the files note another family
     return Detected(
         family=kind,
         unet=unet,

@@ -45,7 +45,8 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
         guidance_scale=configs.guidance_scale(index, path / "model_index.json"),
         scheduler_config=scheduler,
         low_res_scheduler_config=configs.scheduler(path / "low_res_scheduler") if has["low_res_scheduler"] else {},
-        family=family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
+        family=configs.family(index, path / "model_index.json")
+        or family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
         source=str(path),
         weights=weights(path, [plan.file for plan in (unet, first_stage, text_encoder, conditioner) if plan]),
     )

@@ -13,6 +13,10 @@ from safelight.models.conditioners import Conditioner
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
+# Latent diffusion's own inpainting (inpainting_big), whose U-Net sees the masked picture before the mask. Nothing but
+# the family tells it from one that was trained here, which sees them in Stable Diffusion's order.
+LDM_INPAINT = "ldm-inpaint"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Parts:

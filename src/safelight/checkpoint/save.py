@@ -15,7 +15,7 @@ from safelight.checkpoint.configs import LOW_RES_SCHEDULER, PARTS, default_sched
 from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
-from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.parts import LDM_INPAINT, Parts
 from safelight.checkpoint.single import METADATA, conditioner_keymap, text_keymap, unet_keymap
 from safelight.checkpoint.writing import (
     Outgoing,
@@ -102,7 +102,7 @@ def _stage(parts: Parts) -> str:
 def _pipeline(parts: Parts) -> str:
     if parts.conditioner is not None:  # diffusers has no pipeline for these
         return "LatentDiffusion"
-    if parts.family == "ldm" and parts.text_encoder is None:
+    if parts.family.startswith("ldm") and parts.text_encoder is None:
         return "LDMPipeline"
     ends = (name for end, name in PIPELINES.items() if parts.family.endswith(end))
     return next(ends, "StableDiffusionPipeline")
@@ -141,6 +141,8 @@ def model_index(parts: Parts) -> dict[str, Any]:
         index["conditioner"] = ["safelight", type(parts.conditioner).__name__]
     if parts.classes:
         index["id2label"] = {str(number): name for number, name in enumerate(parts.classes)}
+    if parts.family == LDM_INPAINT:
+        index["_family"] = parts.family
     if parts.guidance_scale != Parts.guidance_scale:
         index["_guidance_scale"] = parts.guidance_scale
     if parts.tokenizer is not None:

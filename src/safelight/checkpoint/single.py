@@ -96,7 +96,7 @@ def wants_average(file: Tensors, family: str, ema: bool | None) -> bool:
     Diffusion (`use_ema: False`), diffusers and AUTOMATIC1111 with the weights themselves.
     """
     if ema is None:
-        return family == "ldm" and any(key.startswith(layouts.EMA + "diffusion_model") for key in file)
+        return family.startswith("ldm") and any(key.startswith(layouts.EMA + "diffusion_model") for key in file)
     return ema
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from safelight import kernels
+from safelight.checkpoint.parts import LDM_INPAINT
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
@@ -279,12 +280,17 @@ def keep_known(latent: Tensor, mask: Tensor) -> Callable[[Tensor], Edit]:
 
 
 def inpainting_channels(model: LatentDiffusion, picture: Tensor, mask: Tensor, tile: str = "auto") -> Tensor:
-    """What a 9-channel U-Net sees beside the latent: the mask, and the latent of the picture with a grey hole.
+    """What an inpainting U-Net sees beside the latent: the mask, and the latent of the picture with a hole.
 
-    The order (mask, masked latent), the threshold of 1/2 and the nearest-neighbour reduction are those it was trained
-    with (runwayml/stable-diffusion, scripts/inpaint_st.py).
+    The order, the numbers, the threshold of 1/2 and the nearest-neighbour reduction are those it was trained with.
+    Stable Diffusion: a mask of 0 and 1, then the picture with a grey hole (runwayml/stable-diffusion,
+    scripts/inpaint_st.py). Latent diffusion: the picture with a black hole, then a mask of -1 and 1
+    (CompVis/latent-diffusion, scripts/inpaint.py).
     """
     hole = (mask >= 0.5).float()
+    if model.family == LDM_INPAINT:
+        masked = encode(model, picture * (1 - hole) - hole, tile)
+        return torch.cat([masked, F.interpolate(2 * hole - 1, masked.shape[-2:]).to(masked)], dim=1)
     masked = encode(model, picture * (1 - hole), tile)
     return torch.cat([F.interpolate(hole, masked.shape[-2:]).to(masked), masked], dim=1)
 

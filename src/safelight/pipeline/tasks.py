@@ -131,7 +131,7 @@ def inpaint(
 
     Pixels under black come back exactly as they were.
 
-    Models with 9 input channels see the mask and the masked picture (Rombach et al. 2022, Sec. 4.5). With any other
+    Inpainting models see the mask and the masked picture (Rombach et al. 2022, Sec. 4.5). With any other
     model the known part of the latent is put back, at the current noise level, before every evaluation.
 
     Args:
