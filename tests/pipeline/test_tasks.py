@@ -186,9 +186,12 @@ def test_inpainting_model_sees_mask_and_picture(model, picture):
     other = safelight.inpaint(painter, "a fox", -picture, mask, **options)
     assert not torch.allclose(drawn.latents, other.latents)
     with pytest.raises(InputError, match="trained to inpaint"):
-        safelight.text_to_image(painter, "a fox", **QUICK)
+        safelight.upscale(painter, picture, **options)
     partly = safelight.inpaint(painter, "a fox", picture, mask, strength=0.5, **options)
     assert not torch.allclose(drawn.latents, partly.latents)
+    everything, redrawn = torch.ones(56, 72), {"strength": 0.5, **options}  # to it all a redrawn picture is hole
+    partly = safelight.inpaint(painter, "a fox", picture, everything, **redrawn)
+    assert torch.equal(safelight.image_to_image(painter, "a fox", picture, **redrawn).latents, partly.latents)
 
 
 def test_variations_differ_from_each_other(model, picture):

@@ -71,12 +71,16 @@ def develop(
         size: the latent's (h, w); by default that of `latent`.
         latent: (1, C, h, w) to start from, noised to where `strength` begins; None starts from noise alone.
         strength: the share of the grid to walk.
-        concat: (1, C', h, w), further input channels of the U-Net.
+        concat: (1, C', h, w), further input channels of the U-Net; an inpainting model is shown a picture that is all
+            hole where nothing else is given.
         beside: gives what else steers the picture of a seed, beside the words: a `Condition` of one row.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
     """
+    h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     if concat is None and beside is None and model.sees != "nothing":
-        raise wrong_task(model)
+        if not model.paints_masks:
+            raise wrong_task(model)
+        concat = all_hole(model, (h, w), settings["tile"])
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     words = worded(prompt, settings, first)
@@ -84,7 +88,6 @@ def develop(
     pairs = [encoded[row] for row in words.rows]
     kind = find(settings["sampler"])
     batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes
-    h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     shape = (model.autoencoder.config.embed_dim, h, w)
     source = noise_source(model, settings)
     every = grown_from(first, len(pairs), source, settings)
@@ -293,6 +296,17 @@ def inpainting_channels(model: LatentDiffusion, picture: Tensor, mask: Tensor, t
         return torch.cat([masked, F.interpolate(2 * hole - 1, masked.shape[-2:]).to(masked)], dim=1)
     masked = encode(model, picture * (1 - hole), tile)
     return torch.cat([F.interpolate(hole, masked.shape[-2:]).to(masked), masked], dim=1)
+
+
+def all_hole(model: LatentDiffusion, size: tuple[int, int], tile: str = "auto") -> Tensor:
+    """What an inpainting U-Net sees beside a latent of this (h, w) where nothing of a picture is known.
+
+    So A1111 draws from words and pictures with such models (`txt2img_image_conditioning`, and
+    `inpainting_image_conditioning` without a mask), and diffusers' inpainting where the mask is all white.
+    """
+    height, width = (model.autoencoder.config.factor * n for n in size)
+    hole = torch.ones(1, 1, height, width)
+    return inpainting_channels(model, torch.zeros(1, 3, height, width), hole, tile)
 
 
 def crop(drawn: Pictures, picture: Tensor) -> Pictures:
