@@ -71,6 +71,8 @@ BAD = {
     "absurd size": (CONFIG, put(layers_per_block=10**9), CorruptFile, "layers_per_block"),
     "other config": (CONFIG, put(cross_attention_dim=48), WrongShape, "the network needs"),
     "unknown scheduler": (SCHEDULER, put(_class_name="FlowMatchEuler"), UnknownClass, "FlowMatch"),
+    "EDM's scheduler": (SCHEDULER, put(_class_name="EDMEulerScheduler"), UnknownClass, "does not tell the noise"),
+    "IPNDM": (INDEX, put(scheduler=["diffusers", "IPNDMScheduler"]), UnknownClass, "IPNDMScheduler, whose"),
     "text model": ("text_encoder/config.json", put(architectures=["T5EncoderModel"]), UnknownClass, "T5"),
 }
 

@@ -35,11 +35,15 @@ TEXT_ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 DECODERS = {"TinyDecoder", "AutoencoderTiny"}
 CONDITIONERS = {"ClassEmbedder", "LayoutEmbedder", "MapEmbedder"}
 TOKENIZERS = {"CLIPTokenizer", "CLIPTokenizerFast"}
+# A scheduler's config tells the noise that a model was trained on, and no more: tasks take their sampler by its name.
+# (`compat` draws with the class itself, and refuses those that it has not.)
 SCHEDULERS = {f"{name}Scheduler" for name in (
     "DDIM", "DDIMInverse", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
     "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE",
-    "UniPCMultistep", "DEISMultistep", "LCM", "TCD", "EDMEuler", "EDMDPMSolverMultistep", "IPNDM", "SASolver",
+    "UniPCMultistep", "DEISMultistep", "LCM", "TCD", "SASolver",
 )}  # fmt: skip
+# Their configs tell of no betas: of EDM's own preconditioning, or of IPNDM's own levels.
+WITHOUT_BETAS = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"}
 PARTS = {"unet": UNETS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "text_encoder": TEXT_ENCODERS,
          "conditioner": CONDITIONERS, "tokenizer": TOKENIZERS, "scheduler": SCHEDULERS,
          "low_res_scheduler": SCHEDULERS}  # fmt: skip
@@ -99,6 +103,10 @@ def _is_run(folder: Path) -> bool:
 
 def check_class(name: object, known: Collection[str], path: Path, key: str) -> None:
     """Raise UnknownClass where a config names a class that is not in the registry."""
+    if isinstance(name, str) and name in WITHOUT_BETAS:
+        what = f"{key} names {name}, whose config does not tell the noise that the model was trained on"
+        remedy = "put the model's first scheduler there, such as DDIMScheduler with its betas"
+        raise UnknownClass(what, path=path, key=key, remedy=remedy)
     if not isinstance(name, str) or name not in known:
         what = f"{key} names the class {name!r}, which Safelight does not have"
         raise UnknownClass(what, path=path, key=key, remedy=nearest(str(name), sorted(known)))
