@@ -112,6 +112,21 @@ def _sizes(value: object) -> "tuple[int, ...]":
     raise Refused("corrupt", f"{value!r:.40} stands where sizes should")
 
 
+class Parameters(dict[str, object]):
+    """torch.nn.ParameterDict and ParameterList, in which textual inversions may be kept: their parameters alone."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: object) -> None:
+        """Ignore the arguments: the state tells what it holds."""
+
+    def __setstate__(self, state: object) -> None:
+        inner = dict.get(state, "_parameters") if isinstance(state, dict) else None
+        if not isinstance(inner, dict):
+            raise Refused("corrupt", "a ParameterDict or ParameterList holds no parameters")
+        dict.update(self, dict.items(inner))
+
+
 class Rebuild:
     """One of torch's rebuild functions, as an object without attributes, so that no state can be set on it."""
 
@@ -146,6 +161,7 @@ ALLOWED: dict[tuple[str, str], object] = {
     ("torch._tensor", "_rebuild_from_type_v2"): Rebuild("subclass"),
     ("_codecs", "encode"): Rebuild("bytes"),
     ("collections", "OrderedDict"): OrderedDict,
+    **{("torch.nn.modules.container", name): Parameters for name in ("ParameterDict", "ParameterList")},
     **{(module, name): known for module in ("builtins", "__builtin__")
        for name, known in {"dict": dict, "list": list, "set": set, "frozenset": frozenset, "int": int, "float": float,
                            "bool": bool, "complex": complex}.items()},

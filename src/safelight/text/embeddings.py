@@ -16,6 +16,9 @@ from safelight.errors import InputError, MissingPartError
 from safelight.models.clip import TextEncoder
 from safelight.text.tokenizer import Tokenizer
 
+# The vectors' name in files that do not name their word: AUTOMATIC1111's, and ComfyUI's for SD 1 and SD 2.
+NAMELESS = {"emb_params", "clip_l", "clip_h"}
+
 
 @dataclass(frozen=True, eq=False)
 class TextualInversion:
@@ -53,8 +56,8 @@ def read_textual_inversions(state: Mapping[str, Any], *, token: str | None = Non
     """Find the learned words in what a file held.
 
     Known are: `learned_embeds.bin` or `.safetensors` of diffusers, {"<token>": (D,) or (n, D), ...}; AUTOMATIC1111's
-    `.pt`, {"string_to_param": {"*": (n, D)}, "name": ...}; and its `.safetensors`, {"emb_params": (n, D)}. `token`
-    names the word anew, and must be given where the file does not (the last form; people take the file's name).
+    `.pt`, {"string_to_param": {"*": (n, D)}, "name": ...}; and, without a name, `.safetensors` with one of `NAMELESS`.
+    `token` names the word anew, and must be given where the file does not (people take the file's name).
 
     Raises InputError for anything else, MissingPartError for words of SDXL.
     """
@@ -101,22 +104,22 @@ def add_textual_inversions(
 
 def _named_vectors(state: Mapping[str, Any]) -> dict[str | None, Any]:
     """Tell the forms apart: name (None where the file has none) to vectors."""
-    if "clip_l" in state or "clip_g" in state:
+    if "clip_g" in state or "t5xxl" in state:
         raise MissingPartError(
-            "these words were learned for SDXL", remedy="use words learned for Stable Diffusion 1 or 2"
+            "these words were learned for SDXL or a later model", remedy="use words learned for Stable Diffusion 1 or 2"
         )
     if "string_to_param" in state:
         parameters = dict(state["string_to_param"].items())  # a dict, or torch's ParameterDict in old files
         if len(parameters) != 1:
             raise InputError(f"string_to_param holds {len(parameters)} words", remedy="AUTOMATIC1111's files hold one")
         return {state.get("name"): next(iter(parameters.values()))}
-    if "emb_params" in state:
-        return {None: state["emb_params"]}
+    if nameless := NAMELESS & state.keys():
+        return {None: state[min(nameless)]}
     if state and all(isinstance(value, Tensor) and value.ndim in (1, 2) for value in state.values()):
         return {str(name): vectors for name, vectors in state.items()}
     raise InputError(
         f"this is no textual inversion; it holds {', '.join(map(str, list(state)[:5])) or 'nothing'}",
-        remedy="known are learned_embeds.bin, and AUTOMATIC1111's .pt and .safetensors with emb_params",
+        remedy="known are learned_embeds.bin, AUTOMATIC1111's .pt and .png, and .safetensors with emb_params or clip_l",
     )
 
 
