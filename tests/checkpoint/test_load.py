@@ -160,7 +160,7 @@ def test_the_older_names_of_diffusers_attention(sd1, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "form", ["own folder", "model folder", "compvis file", "diffusers file", "whole model", "ckpt with loss"]
+    "form", ["own folder", "model folder", "compvis file", "diffusers file", "whole model", "ckpt with loss", "vae."]
 )
 def test_another_autoencoder(clip_tokenizer, sd1, sd1_file, sd1_tensors, tmp_path, form):
     torch.manual_seed(1)
@@ -184,7 +184,7 @@ def test_another_autoencoder(clip_tokenizer, sd1, sd1_file, sd1_tensors, tmp_pat
     elif form == "ckpt with loss":
         torch.save({"state_dict": stage | {"loss.logvar": torch.zeros(())}}, path)
     else:
-        save_file(stage, path)
+        save_file({f"vae.{key}" if form == "vae." else key: t for key, t in stage.items()}, path)
     for parts in (load_parts(sd1, vae=path), load_parts(sd1_file, vae=path)):
         assert parts.autoencoder.decoder.conv_out.bias.tolist() == [0.5] * 3
         assert parts.autoencoder.config.scaling_factor == 0.18215

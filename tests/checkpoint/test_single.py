@@ -6,10 +6,10 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from small_models import SD_BETAS, published_file, same_weights
 
-from safelight.checkpoint.errors import KeyMismatch
+from safelight.checkpoint.errors import KeyMismatch, WrongModel
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.save import save_folder, save_single_file
-from safelight.errors import CheckpointError, InputError
+from safelight.errors import CheckpointError, InputError, MissingPartError
 from safelight.pipeline.loading import bundle
 from safelight.pipeline.tasks import text_to_image
 
@@ -97,3 +97,25 @@ def test_latent_diffusion_s_own_inpainting_keeps_its_family_and_takes_the_averag
     index.write_text(index.read_text().replace("ldm-inpaint", "ldm-impaint"))
     with pytest.raises(CheckpointError, match="ldm-impaint"):
         load_parts(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+def test_a_unet_alone_takes_the_autoencoder_that_it_is_given(sd1, sd1_tensors, tmp_path, prefix):
+    unet = {prefix + key.removeprefix("model.diffusion_model."): tensor for key, tensor in sd1_tensors.items()
+            if key.startswith("model.")}  # fmt: skip
+    save_file(unet | {"v_pred": torch.empty(0)}, tmp_path / "unet.safetensors")
+    parts, whole = load_parts(tmp_path / "unet.safetensors", vae=sd1), load_parts(sd1)
+    assert same_weights(parts.unet, whole.unet) and same_weights(parts.autoencoder, whole.autoencoder)
+    assert parts.prediction_type == "v_prediction" and parts.text_encoder is None
+    with pytest.raises(MissingPartError, match="no autoencoder"):
+        load_parts(tmp_path / "unet.safetensors")
+
+
+def test_an_autoencoder_alone_is_no_model_and_half_of_one_no_autoencoder(sd1, sd1_tensors, tmp_path):
+    stage = {key: tensor for key, tensor in sd1_tensors.items() if key.startswith("first_stage_model.")}
+    save_file(stage, tmp_path / "vae.safetensors")
+    with pytest.raises(WrongModel, match="an autoencoder alone"):
+        load_parts(tmp_path / "vae.safetensors")
+    save_file({key: t for key, t in stage.items() if "encoder" not in key}, tmp_path / "half.safetensors")
+    with pytest.raises(WrongModel, match="the decoder of an autoencoder alone"):
+        load_parts(sd1, vae=tmp_path / "half.safetensors")

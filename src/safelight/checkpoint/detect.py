@@ -147,7 +147,7 @@ def refuse_strangers(shapes: Shapes, path: object) -> None:
 
 
 def _no_model(shapes: Shapes, path: object) -> WrongModel:
-    if is_autoencoder(shapes):
+    if any(is_autoencoder(shapes.under(prefix)) for prefix in layouts.FIRST_STAGES):
         what = "holds an autoencoder alone"
         return WrongModel(what, path=path, remedy="load a model, and give this file as its vae=")
     if shapes.any("down_blocks.") or shapes.any("text_model."):

@@ -12,6 +12,7 @@ from safelight.checkpoint.keymap import KeyMap, Rows, Transform, head_major
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
+FIRST_STAGES = (FIRST_STAGE, "vae.", "")  # before the names of an autoencoder in a file of its own, too
 CLIP = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
@@ -243,8 +244,12 @@ def compvis_names(theirs: Collection[str]) -> dict[str, str]:
     """The names of a single file from elsewhere in CompVis' words -> as they are in the file.
 
     Stability's generative-models (sd_turbo.safetensors) calls the only text encoder the first of the conditioner's.
-    Where there are two it is Stable Diffusion XL, whose names are left as they are.
+    Where there are two it is Stable Diffusion XL, whose names are left as they are. A U-Net alone may have "model."
+    or all of its prefix left out.
     """
+    for prefix in ("diffusion_model.", ""):
+        if f"{prefix}input_blocks.0.0.weight" in theirs:
+            return {key if is_bookkeeping(key) else UNET + key.removeprefix(prefix): key for key in theirs}
     ours = {key: key for key in theirs}
     if _any(theirs, f"{SGM}0.") and not _any(theirs, f"{SGM}1."):
         ours = {key.replace(f"{SGM}0.", COND_STAGE, 1) if key.startswith(SGM) else key: key for key in theirs}

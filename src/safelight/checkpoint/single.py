@@ -235,15 +235,26 @@ def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:
     return config
 
 
+def _first_stage(file: Tensors) -> Tensors:
+    """The tensors of a file's autoencoder, without a prefix. Raises WrongModel where it has none, or half of one."""
+    stages = [file.under(prefix) for prefix in layouts.FIRST_STAGES]
+    found = next((stage for stage in stages if is_autoencoder(shapes_of(stage))), None)
+    if found is not None:
+        return found
+    halves = [half for half in ("encoder", "decoder") if any(f"{half}.conv_in.weight" in stage for stage in stages)]
+    if halves:
+        what = f"holds the {halves[0]} of an autoencoder alone"
+        raise WrongModel(
+            what, path=file.path, remedy="use the file of the whole VAE: pictures go in and come out by it"
+        )
+    raise WrongModel(
+        "holds no autoencoder", path=file.path, remedy="a VAE file holds encoder.conv_in.weight and its like"
+    )
+
+
 def load_autoencoder_file(path: Path, **options: Any) -> Autoencoder:
     """Load an autoencoder from a file of its own, or out of a whole model; CompVis' names or diffusers'."""
-    file = open_file(path)
-    prefix = layouts.FIRST_STAGE if any(key.startswith(layouts.FIRST_STAGE) for key in file) else ""
-    inner = file.under(prefix)
-    if not is_autoencoder(shapes_of(inner)):
-        raise WrongModel(
-            "holds no autoencoder", path=path, remedy="a VAE file holds encoder.conv_in.weight and its like"
-        )
+    inner = _first_stage(open_file(path))
     with naming(path):
         network = on_meta(lambda: Autoencoder(AutoencoderConfig.from_diffusers(autoencoder_config(shapes_of(inner)))))
     ours = network.state_dict()
