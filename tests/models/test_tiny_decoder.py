@@ -5,9 +5,10 @@ import json
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from safelight import kernels
-from safelight.checkpoint.load import load_decoder
+from safelight.checkpoint.load import decoder_weights, load_decoder
 from safelight.checkpoint.save import save_decoder
 from safelight.errors import CheckpointError, InputError
 from safelight.models.presets import AUTOENCODERS
@@ -33,6 +34,25 @@ def test_it_is_the_decoder_of_diffusers_autoencoder_tiny(tmp_path):
     assert ours.config.factor == 4
     latent = 3 * torch.randn(2, 4, 6, 5)
     torch.testing.assert_close(ours(latent), theirs.decode(latent).sample, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["taesd_decoder.pth", "autoencoder_tiny.safetensors"])
+def test_files_of_their_own(tmp_path, form):
+    """TAESD's own decoder is a Sequential whose first layer bends the latents: one number more than in diffusers."""
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderTiny().eval()
+    names, path = theirs.state_dict(), tmp_path / form
+    if form == "taesd_decoder.pth":
+        layers = {key.removeprefix("decoder.layers."): t for key, t in names.items() if key.startswith("decoder.")}
+        numbered = {key: key.split(".", 1) for key in layers}
+        torch.save({f"{int(n) + 1}.{rest}": layers[key] for key, (n, rest) in numbered.items()}, path)
+    else:
+        save_file(names, path)
+    ours, latent = load_decoder(path), 3 * torch.randn(1, 4, 6, 5)
+    assert ours.config == TinyDecoderConfig(act_fn="relu")
+    torch.testing.assert_close(ours(latent), theirs.decode(latent).sample, rtol=0, atol=1e-5)
+    assert decoder_weights(path) == {f"decoder: {form}": path}
 
 
 def test_shapes_and_what_does_not_fit():
@@ -78,8 +98,12 @@ def test_folders_of_other_things(tmp_path):
     (tmp_path / "one" / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderKL"}))
     with pytest.raises(CheckpointError, match="AutoencoderKL"):
         load_decoder(tmp_path / "one")
+    save_file({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match="holds no tiny decoder"):
+        load_decoder(tmp_path / "vae.safetensors")
+    (tmp_path / "one" / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no folder of a tiny decoder"):
-        load_decoder(tmp_path / "one" / "config.json")
+        load_decoder(tmp_path / "one")
 
 
 @torch.no_grad()

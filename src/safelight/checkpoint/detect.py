@@ -305,6 +305,25 @@ def autoencoder_config(shapes: Shapes) -> Config:
     return {"_class_name": "AutoencoderKL", **config, **quant, "scaling_factor": scale}
 
 
+def tiny_decoder_config(shapes: Shapes) -> Config:
+    """The config of TAESD's decoder, whose tensors are named by numbers: a block has three convolutions, a level ends
+    with one that has no bias. Raises KeyMismatch.
+    """
+    widths, blocks = [shapes["1.weight"][0]], [0]
+    for n in range(2, shapes.count("")):
+        if f"{n}.conv.0.weight" in shapes:
+            blocks[-1] += 1
+        elif f"{n}.weight" in shapes and f"{n}.bias" not in shapes:
+            widths, blocks = [*widths, shapes[f"{n}.weight"][0]], [*blocks, 0]
+    return {
+        "latent_channels": shapes["1.weight"][1],
+        "out_channels": shapes[f"{shapes.count('') - 1}.weight"][0],
+        "block_out_channels": widths,
+        "num_blocks": blocks,
+        "act_fn": "relu",
+    }
+
+
 def conditioner_config(shapes: Shapes) -> Config | None:
     """The config of what tells the U-Net of a class (LDM's `ClassEmbedder`) or of a map of them (`SpatialRescaler`).
 

@@ -169,6 +169,15 @@ def first_stage_layout(ours: Collection[str]) -> KeyMap:
     return rows.done()
 
 
+TAESD_DECODER = "{theirs}.*    layers.{n}.*"
+
+
+def taesd_layout(ours: Collection[str]) -> KeyMap:
+    """The original's names (taesd_decoder.pth) for a tiny decoder: its first layer bends the latents."""
+    count = 1 + max(int(name.split(".")[1]) for name in ours)
+    return Rows(ours).add(TAESD_DECODER, [{"n": n, "theirs": n + 1} for n in range(count)]).done()
+
+
 CLIP_NAMES = """
 text_model.*         text_model.*
 text_projection.*    text_projection.*

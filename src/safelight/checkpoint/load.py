@@ -21,7 +21,7 @@ from safelight.checkpoint.folders import (
 from safelight.checkpoint.learned_words import named, with_words
 from safelight.checkpoint.lora import parse, with_loras
 from safelight.checkpoint.parts import Parts
-from safelight.checkpoint.single import load_autoencoder_file, load_single
+from safelight.checkpoint.single import load_autoencoder_file, load_single, plan_decoder_file
 from safelight.errors import CheckpointError, InputError, nearest
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
@@ -189,20 +189,23 @@ def load_autoencoder(
 
 def load_decoder(name: str | Path, *, local_files_only: bool = False, **options: Any) -> TinyDecoder:
     """Load a tiny decoder: the folder that `safelight train decoder` wrote, or diffusers' AutoencoderTiny, here or on
-    the hub. `options`: device, dtype, check_finite.
+    the hub, or TAESD's original file (taesd_decoder.pth). `options`: device, dtype, check_finite.
     """
-    return plan_decoder(_decoder_folder(name, local_files_only)).fill(**options)
+    path = _decoder_path(name, local_files_only)
+    return (plan_decoder_file(path) if path.is_file() else plan_decoder(path)).fill(**options)
 
 
 def decoder_weights(name: str | Path) -> dict[str, Path]:
     """The files of a tiny decoder that `load_decoder` has found before, by their names."""
-    folder = _decoder_folder(name, True)
+    folder = _decoder_path(name, True)
+    if folder.is_file():
+        return {f"decoder: {folder.name}": folder}
     return {f"decoder: {name}": file for name, file in weights(folder, [open_weights(folder)]).items()}
 
 
-def _decoder_folder(name: str | Path, local_files_only: bool) -> Path:
+def _decoder_path(name: str | Path, local_files_only: bool) -> Path:
     path = locate(name, local_files_only=local_files_only)
-    if not path.is_dir() or is_model_folder(path):
+    if is_model_folder(path):
         remedy = "name the folder that `safelight train decoder` wrote, RUN/model"
         raise CheckpointError("is no folder of a tiny decoder", path=path, remedy=remedy)
     return path

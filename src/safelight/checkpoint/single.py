@@ -10,7 +10,14 @@ import torch
 from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
 from safelight.checkpoint.configs import LOW_RES_SCHEDULER, default_scheduler, naming
-from safelight.checkpoint.detect import Detected, autoencoder_config, detect, is_autoencoder, shapes_of
+from safelight.checkpoint.detect import (
+    Detected,
+    autoencoder_config,
+    detect,
+    is_autoencoder,
+    shapes_of,
+    tiny_decoder_config,
+)
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors, open_file
 from safelight.checkpoint.keymap import KeyMap
@@ -21,6 +28,7 @@ from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
 from safelight.models.conditioners import Conditioner, MapEmbedder, make_conditioner
 from safelight.models.config import frozen
+from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
 from safelight.text.tokenizer import Tokenizer
@@ -233,6 +241,27 @@ def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:
         if not torch.allclose(betas, line, rtol=1e-5, atol=0):
             config["trained_betas"] = betas.tolist()
     return config
+
+
+def plan_decoder_file(path: Path) -> Plan[TinyDecoder]:
+    """Plan a tiny decoder in a file of its own: the original's (taesd_decoder.pth), or diffusers' AutoencoderTiny.
+
+    Raises WrongModel.
+    """
+    file = open_file(path)
+    if "decoder.layers.0.weight" in file:  # counted from 1 in the original, see `layouts.taesd_layout`
+        inner = file.under("decoder.layers.")
+        with naming(path):
+            numbered = {key: key.split(".", 1) for key in inner}
+            file = inner.renamed({f"{int(number) + 1}.{rest}": key for key, (number, rest) in numbered.items()})
+    if "1.weight" not in file or not all(key.split(".")[0].isdecimal() for key in file):
+        remedy = "name taesd_decoder.safetensors or its like, or the folder that `safelight train decoder` wrote"
+        raise WrongModel("holds no tiny decoder", path=path, remedy=remedy)
+    with naming(path):
+        config = TinyDecoderConfig.from_json(tiny_decoder_config(shapes_of(file)))
+        network = on_meta(lambda: TinyDecoder(config))
+        keymap = layouts.taesd_layout(network.state_dict())
+    return Plan(network, file, keymap)
 
 
 def _first_stage(file: Tensors) -> Tensors:

@@ -45,8 +45,8 @@ def load(
         variant: such as "fp16", for folders that hold several.
         revision: a branch, tag or commit of a hub id.
         vae: a file or folder whose autoencoder takes the place of the model's own.
-        decoder: the folder of a tiny decoder (`safelight train decoder`), or a hub id of diffusers' AutoencoderTiny,
-            to draw with in place of the autoencoder's own, in a fraction of the time.
+        decoder: the folder of a tiny decoder (`safelight train decoder`), TAESD's original file, or a hub id of
+            diffusers' AutoencoderTiny, to draw with in place of the autoencoder's own, in a fraction of the time.
         loras: files of LoRAs to add, such as "fox.safetensors:0.8", which is by 0.8 (`checkpoint.lora`).
         embeddings: files of textual inversions, whose words prompts may then use: the file's name in AUTOMATIC1111's
             files, what the file says in diffusers'.
