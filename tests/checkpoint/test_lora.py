@@ -15,7 +15,7 @@ from safelight.checkpoint.convert import convert
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongModel, WrongShape
 from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.lora import FILE, parse
-from safelight.errors import CheckpointError
+from safelight.errors import CheckpointError, MissingPartError
 
 UNET = [
     "to_q",
@@ -97,15 +97,64 @@ def test_diffusers_former_naming_and_a_pickle_mean_the_same(sd1, trained, tmp_pa
     for key, tensor in own.items():
         layer, part, _ = key.rsplit(".", 2)
         way = {"lora_A": "down", "lora_B": "up"}[part]
+        place, name = layer.removesuffix(".0").rsplit(".", 1)
         if ".attn" in layer:
-            place, name = layer.removesuffix(".0").rsplit(".", 1)
             layer = f"{place}.processor.{name}_lora"
+        elif ".self_attn" in layer:
+            layer = f"{place}.to_{name.removesuffix('_proj')}_lora"
         else:
             layer += ".lora" if key.startswith("unet.") else ".lora_linear_layer"
         former[f"{layer}.{way}.weight"] = tensor
     torch.save(former, tmp_path / "former.bin")
     whole, same = load_parts(sd1, loras=[trained]), load_parts(sd1, loras=[tmp_path / "former.bin"])
     assert same_weights(whole.unet, same.unet) and same_weights(whole.text_encoder, same.text_encoder)
+
+
+NAMES = {
+    "kohya's": ("lora_unet_{}", "lora_te_{}", ("lora_down", "lora_up")),
+    "LyCORIS' own": ("lycoris_{}", "lycoris_{}", ("lora_down", "lora_up")),
+    "ComfyUI's": ("diffusion_model.{}", "text_encoders.clip_l.transformer.{}", ("lora_down", "lora_up")),
+    "PEFT's": ("base_model.model.{}", "base_model.model.{}", ("lora_A", "lora_B")),
+}
+
+
+@pytest.mark.parametrize("whose", NAMES)
+def test_each_naming_over_compvis_names_changes_the_tensor_that_it_names(sd1_file, sd1_tensors, tmp_path, whose):
+    """What is added to a tensor of CompVis' file is what a LoRA's file says under that name."""
+    torch.manual_seed(1)
+    merged, lora = dict(sd1_tensors), {}
+    for key, weight in sd1_tensors.items():
+        of_unet = key.startswith("model.diffusion_model.")
+        layer = key.removesuffix(".weight").removeprefix("model.diffusion_model.")
+        layer = layer.removeprefix("cond_stage_model.transformer.")
+        if weight.ndim < 2 or "embedding" in layer or layer.startswith("first_stage_model."):
+            continue
+        name = NAMES[whose][0 if of_unet else 1].format(layer)
+        name = name.replace(".", "_") if "_{}" in NAMES[whose][0] else name
+        up, down = torch.randn(len(weight), 2), torch.randn(2, weight[0].numel())
+        merged[key] = weight + (up @ down).reshape(weight.shape)
+        lora[f"{name}.{NAMES[whose][2][0]}.weight"] = down.reshape(2, *weight.shape[1:])
+        lora[f"{name}.{NAMES[whose][2][1]}.weight"] = up.reshape(len(weight), 2, *[1] * (weight.ndim - 2))
+    assert any("output_blocks" in key and "skip_connection" in key for key in lora)
+    save_file(lora, tmp_path / "lora.safetensors")
+    save_file(merged, tmp_path / "merged.safetensors")
+    ours = load_parts(sd1_file, loras=[tmp_path / "lora.safetensors"])
+    expected = load_parts(tmp_path / "merged.safetensors")
+    close(ours.unet, expected.unet)
+    close(ours.text_encoder, expected.text_encoder)
+    assert not same_weights(expected.text_encoder, load_parts(sd1_file).text_encoder)
+
+
+def test_words_that_a_lora_brings_along_are_known(sd1, trained, tmp_path):
+    vectors = torch.randn(2, 64)
+    save_file(kohya(trained) | {"bundle_emb.<fox>.string_to_param.*": vectors}, tmp_path / "x.safetensors")
+    parts, plain = load_parts(sd1, loras=[tmp_path / "x.safetensors"]), load_parts(sd1, loras=[trained])
+    rows = parts.text_encoder.text_model.embeddings.token_embedding.weight
+    assert torch.equal(rows[-2:], vectors) and parts.tokenizer.ids("<fox>") != plain.tokenizer.ids("<fox>")
+    assert same_weights(parts.unet, plain.unet) and not any("embedding" in name for name in parts.weights)
+    save_file(kohya(trained) | {"bundle_emb.<fox>.clip_g": vectors}, tmp_path / "xl.safetensors")
+    with pytest.raises(MissingPartError, match="SDXL"):
+        load_parts(sd1, loras=[tmp_path / "xl.safetensors"])
 
 
 def test_alpha_in_the_header_counts(sd1, trained, tmp_path):
@@ -150,6 +199,8 @@ def changed(state, what):
             return {key.replace("mid_block.attentions.0.", "mid_block.attentions.7."): t for key, t in state.items()}
         case "for a wider model":
             return state | {name("A"): torch.cat([down, down], 1)}
+        case "called by two names":
+            return state | {"base_model.model.mid_block.attentions.0.proj_in.lora_A.weight": down.clone()}
         case "without its half":
             return {key: tensor for key, tensor in state.items() if key != name("B")}
         case "with NaN":
@@ -172,6 +223,7 @@ def changed(state, what):
     ("what", "error", "words"),
     [
         ("of a layer that is not there", KeyMismatch, "attentions.7"),
+        ("called by two names", KeyMismatch, "twice"),
         ("for a wider model", WrongShape, "proj_in"),
         ("without its half", KeyMismatch, "lacks the up matrix"),
         ("with NaN", NonFiniteWeights, "NaN"),

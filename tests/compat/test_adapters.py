@@ -168,6 +168,14 @@ def test_what_is_saved_is_what_is_drawn(pipe, files, tmp_path):
     assert all(torch.equal(tensor, again.unet.state_dict()[key]) for key, tensor in pipe.unet.state_dict().items())
 
 
+def test_words_that_a_lora_brings_along_are_learned(pipe, files, tmp_path):
+    words = {"bundle_emb.<owl>.string_to_param.*": torch.ones(2, 32)}
+    save_file(load_file(f"{files[1]}/{FILE}") | words, tmp_path / "owl.safetensors")
+    pipe.load_lora_weights(tmp_path)
+    assert pipe.tokenizer.convert_tokens_to_ids("<owl>") == len(pipe.tokenizer) - 2
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[-2:], torch.ones(2, 32))
+
+
 def test_a_folder_s_only_file_is_taken(pipe, files, tmp_path):
     save_file(load_file(f"{files[1]}/{FILE}"), tmp_path / "my-ink.safetensors")
     pipe.load_lora_weights(tmp_path)

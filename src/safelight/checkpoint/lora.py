@@ -1,10 +1,10 @@
 """LoRA: additions of low rank to a model's weights, W + s·(alpha/r)·up·down (Hu et al. 2021, arXiv 2106.09685, 4.1).
 
-`read_lora` understands what trainers write:
+`read_lora` understands what trainers write, of layers called as in `lora_names`:
 
-    lora_unet_down_blocks_0_…_to_q.lora_down.weight, .lora_up.weight, .alpha     kohya's, and of convolutions, LoCon's
-    unet.down_blocks.0.….to_q.lora_A.weight, .lora_B.weight                      PEFT's and diffusers'
-    unet.down_blocks.0.….attn1.processor.to_q_lora.down.weight, .up.weight       diffusers' before that
+    LAYER.lora_down.weight, .lora_up.weight, .alpha      kohya's, and of convolutions, LoCon's
+    LAYER.lora_A.weight, .lora_B.weight                  PEFT's and diffusers'
+    LAYER_lora.down.weight, .up.weight                   diffusers' before that
 
 `with_loras` adds them to copies of the networks, which share all weights that stay as they are. A tensor without a
 place is an error: an addition that is passed over in silence looks like one that does nothing.
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongModel, WrongShape
 from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.learned_words import BUNDLED, bundled_words, taught
+from safelight.checkpoint.lora_names import Names
 from safelight.checkpoint.parts import Parts
-from safelight.errors import nearest
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers writes into a folder
 ROLES = (
@@ -34,14 +35,9 @@ ROLES = (
     (re.compile(r"(?:\.lora|\.lora_linear_layer|_lora)\.up\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
 )
-# What stands before a layer's name -> the network that it is in; the last where nothing does.
-NETWORKS = (
-    ("lora_unet_", "unet"), ("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder"), ("unet.", "unet"),
-    ("text_encoder.", "text_encoder"), ("base_model.model.", "unet"), ("", "unet"),
-)  # fmt: skip
 OTHERS = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon in its three-part form", "oft_": "OFT",
           "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA"}  # fmt: skip
-SDXL = ("lora_te2_", "text_encoder_2.")
+SDXL = ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +60,22 @@ def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[
     """Find what a LoRA's tensors add to which layers of a model's `networks`, "unet" and "text_encoder".
 
     Raises KeyMismatch for a tensor whose layer the model has not, WrongShape for one that does not fit it, and
-    WrongModel for a file that is no LoRA, or is one of another kind (LoHa, DoRA, ...) or for another family.
+    WrongModel for a file that is no LoRA, or is one of another kind (LoHa, DoRA, ...) or for another family. Words that
+    kohya's trainer bundles with a LoRA are passed over here: see `bundled_words`.
     """
-    known = {name: _layers(network) for name, network in networks.items() if network is not None}
+    names = Names(networks)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     if not file:
         raise WrongModel("holds no tensors", path=file.path, remedy="download or copy the file again")
     for key in file:
+        if key.startswith(BUNDLED):
+            continue
         role, stem = _role(key, file)
-        prefix, network = next(pair for pair in NETWORKS if stem.startswith(pair[0]))
-        layer = known.get(network, {}).get(flat := _flat(stem.removeprefix(prefix)))
-        if layer is None:
-            what = f"changes {stem!r}, which the model's {network} has not"
-            raise KeyMismatch(what, path=file.path, key=key, remedy=_nearest(flat, known.get(network, {})))
-        found.setdefault((network, layer), {})[role] = file[key]
+        told = found.setdefault(names.find(stem, file), {})
+        if role in told:
+            what = f"changes the layer of {key!r} twice, by two names"
+            raise KeyMismatch(what, path=file.path, key=key, remedy="use a file that names it once")
+        told[role] = file[key]
     return tuple(
         _addition(file, cast(nn.Module, networks[network]), network, layer, told)
         for (network, layer), told in found.items()
@@ -87,18 +85,20 @@ def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[
 def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts:
     """The same parts with LoRAs added, each by its weight: 1 is as it was trained, 0 not at all, below 0 away from it.
 
-    Networks that are changed are new ones, which share with the old what stays as it is. See `read_lora` for errors.
+    Networks that are changed are new ones, which share with the old what stays as it is. Words that a file bundles with
+    its LoRA are taught to the text encoder. See `read_lora` for errors.
     """
     used, files = dict(parts.loras), dict(parts.weights)
     for name, weight in loras:
         path = Path(name).expanduser()
         networks = {"unet": parts.unet, "text_encoder": parts.text_encoder}
-        additions = read_lora(open_file(path / FILE if path.is_dir() else path), networks)
+        file = open_file(path / FILE if path.is_dir() else path)
+        additions = read_lora(file, networks)
         changed: dict[str, Any] = {
             name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
             for name in {one.network for one in additions}
         }
-        parts = replace(parts, **changed)
+        parts = taught(replace(parts, **changed), bundled_words(file))
         label = _unused(f"lora: {path.name}", used)
         used[label], files[label] = weight, path / FILE if path.is_dir() else path
     return replace(parts, loras=used, weights=files)
@@ -139,23 +139,6 @@ def _role(key: str, file: Tensors) -> tuple[str, str]:
     what = f"is of the kind {other}" if other else f"holds {key!r}, which is no part of a LoRA"
     remedy = "use a plain LoRA, of lora_up and lora_down, or lora_A and lora_B"
     raise WrongModel(what, path=file.path, remedy=remedy)
-
-
-def _layers(network: nn.Module) -> dict[str, str]:
-    """The layers that have a matrix: their names without dots, in the ways of trainers -> as they are."""
-    matrices = [name for name, tensor in network.named_parameters() if tensor.ndim > 1 and name.endswith(".weight")]
-    known = {_flat(name): name for name in (matrix.removesuffix(".weight") for matrix in matrices)}
-    short = {flat.removesuffix("_0"): name for flat, name in known.items() if flat.endswith("to_out_0")}
-    bare = {flat.removeprefix("text_model_"): name for flat, name in known.items()}
-    return bare | short | known
-
-
-def _flat(name: str) -> str:
-    return name.replace(".processor", "").replace(".", "_")
-
-
-def _nearest(flat: str, known: Mapping[str, str]) -> str:
-    return nearest(flat, known) if known else "load a model that has one, or another LoRA"
 
 
 def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dict[str, Tensor]) -> Addition:

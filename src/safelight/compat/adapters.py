@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from safelight.checkpoint.files import SUFFIXES, Entry, Tensors, open_file
-from safelight.checkpoint.learned_words import read_words
+from safelight.checkpoint.learned_words import bundled_words, read_words
 from safelight.checkpoint.load import locate
 from safelight.checkpoint.lora import FILE, Addition, read_lora
 from safelight.compat.loading import Options
 from safelight.compat.pipeline import DiffusionPipeline
 from safelight.errors import InputError, MissingPartError, nearest
-from safelight.text.embeddings import add_textual_inversions, read_textual_inversions
+from safelight.text.embeddings import TextualInversion, add_textual_inversions, read_textual_inversions
 
 NETWORKS = ("unet", "text_encoder")
 WORDS_FILE = "learned_embeds.safetensors"  # what diffusers looks for in a folder or a repository
@@ -88,7 +88,8 @@ class Adapted(DiffusionPipeline):
         """Load a LoRA and draw with it alone, at weight 1; `set_adapters` weighs and joins several.
 
         A file, a folder or hub id (with `weight_name`, by default pytorch_lora_weights.safetensors), or tensors by
-        name; all namings of `safelight.checkpoint.lora`. Raises InputError for a name that is taken.
+        name; all namings of `safelight.checkpoint.lora`. Words that it brings along are taught for good. Raises
+        InputError for a name that is taken.
         """
         file = _tensors(pretrained_model_name_or_path_or_dict, FILE, options)
         names = self._names_of_all()
@@ -97,6 +98,7 @@ class Adapted(DiffusionPipeline):
             raise InputError(f"an adapter {name!r} is there already", remedy="give another adapter_name")
         networks = self._networks()
         additions = read_lora(file, networks)
+        self._teach(bundled_words(file), self.tokenizer, self.text_encoder)
         for part, network in networks.items():
             if own := tuple(one for one in additions if one.network == part):
                 Loras.of(network).known[name] = own
@@ -231,6 +233,11 @@ class Adapted(DiffusionPipeline):
                 if held
                 else read_words(_path(source, WORDS_FILE, options), name)
             )
+            self._teach(words, tokenizer, text_encoder)
+
+    @staticmethod
+    def _teach(words: Sequence[TextualInversion], tokenizer: Any, text_encoder: Any) -> None:
+        if words:
             learned, encoder = add_textual_inversions(tokenizer.native, text_encoder.net, words)
             tokenizer.take(learned)
             text_encoder.take(encoder)
