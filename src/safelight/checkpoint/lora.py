@@ -6,16 +6,16 @@
     LAYER.lora_A.weight, .lora_B.weight                  PEFT's and diffusers'
     LAYER_lora.down.weight, .up.weight                   diffusers' before that
 
-`with_loras` adds them to copies of the networks, which share all weights that stay as they are. A tensor without a
-place is an error: an addition that is passed over in silence looks like one that does nothing.
+alpha may stand in PEFT's config instead (`peft_config`). `with_loras` adds them to copies of the networks, which share
+all weights that stay as they are. A tensor without a place is an error: an addition that is passed over in silence
+looks like one that does nothing.
 """
 
 import copy
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongModel, WrongShape
 from safelight.checkpoint.files import Tensors, open_file
 from safelight.checkpoint.learned_words import BUNDLED, bundled_words, taught
-from safelight.checkpoint.lora_names import Names
+from safelight.checkpoint.lora_names import Names, bare
 from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.peft_config import STEM, scale, settings
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers writes into a folder
+USUAL = (FILE, "pytorch_lora_weights.bin", f"{STEM}.safetensors", f"{STEM}.bin")  # and PEFT
 ROLES = (
     (re.compile(r"\.lora_(?:down|A(?:\.\w+)?)\.weight$"), "down"),
     (re.compile(r"\.lora_(?:up|B(?:\.\w+)?)\.weight$"), "up"),
@@ -65,21 +67,25 @@ def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[
     """
     names = Names(networks)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    called: dict[tuple[str, str], str] = {}  # what the file calls them
     if not file:
         raise WrongModel("holds no tensors", path=file.path, remedy="download or copy the file again")
     for key in file:
         if key.startswith(BUNDLED):
             continue
         role, stem = _role(key, file)
-        told = found.setdefault(names.find(stem, file), {})
+        told = found.setdefault(place := names.find(stem, file), {})
+        called[place] = bare(stem)
         if role in told:
             what = f"changes the layer of {key!r} twice, by two names"
             raise KeyMismatch(what, path=file.path, key=key, remedy="use a file that names it once")
         told[role] = file[key]
+    said = {network: settings(file, network) for network, _ in found}
     return tuple(
-        _addition(file, cast(nn.Module, networks[network]), network, layer, told)
+        _addition(file, cast(nn.Module, networks[network]), network, layer, told,
+                  default=partial(scale, said[network], called[network, layer], path=file.path))
         for (network, layer), told in found.items()
-    )
+    )  # fmt: skip
 
 
 def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts:
@@ -92,7 +98,7 @@ def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts
     for name, weight in loras:
         path = Path(name).expanduser()
         networks = {"unet": parts.unet, "text_encoder": parts.text_encoder}
-        file = open_file(path / FILE if path.is_dir() else path)
+        file = open_file(lora_file(path))
         additions = read_lora(file, networks)
         changed: dict[str, Any] = {
             name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
@@ -100,8 +106,17 @@ def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts
         }
         parts = taught(replace(parts, **changed), bundled_words(file))
         label = _unused(f"lora: {path.name}", used)
-        used[label], files[label] = weight, path / FILE if path.is_dir() else path
+        used[label], files[label] = weight, file.path
     return replace(parts, loras=used, weights=files)
+
+
+def lora_file(path: Path) -> Path:
+    """The file that is meant by this path: of a folder the one that diffusers or PEFT writes, or the only one."""
+    if not path.is_dir():
+        return path
+    there = [path / name for name in USUAL if (path / name).is_file()] or list(path.glob("*.safetensors"))
+    alone = len(there) == 1 or any(file.name in USUAL for file in there)
+    return there[0] if alone else path / FILE
 
 
 def parse(text: str | Path | tuple[str | Path, float]) -> tuple[str | Path, float]:
@@ -141,8 +156,11 @@ def _role(key: str, file: Tensors) -> tuple[str, str]:
     raise WrongModel(what, path=file.path, remedy=remedy)
 
 
-def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dict[str, Tensor]) -> Addition:
-    """The parts of one layer's addition, together and checked."""
+def _addition(
+    file: Tensors, net: nn.Module, network: str, layer: str, told: dict[str, Tensor], default: Callable[[int], float]
+) -> Addition:
+    """The parts of one layer's addition, together and checked. `default` gives the scale for its rank, if no alpha is
+    beside it."""
     if missing := {"down", "up"} - set(told):
         what = f"lacks the {' and '.join(sorted(missing))} matrix of {layer!r}"
         raise KeyMismatch(what, path=file.path, key=layer, remedy="download or copy the file again")
@@ -159,25 +177,7 @@ def _addition(file: Tensors, net: nn.Module, network: str, layer: str, told: dic
     if "alpha" in told and told["alpha"].numel() != 1:
         what = f"has {told['alpha'].numel()} numbers as the alpha of {layer!r}"
         raise WrongShape(what, path=file.path, key=layer, remedy="download or copy the file again")
-    scale = float(told["alpha"]) / rank if "alpha" in told else _scale(file, network, rank)
-    return Addition(network, layer, down, up, scale)
-
-
-def _scale(file: Tensors, network: str, rank: int) -> float:
-    """alpha/r as diffusers tells it in a file's header; 1 where nothing is told."""
-    try:
-        said = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError):
-        return 1.0
-    if not isinstance(said, dict):
-        return 1.0
-    if said.get(f"{network}.alpha_pattern"):
-        what = "says in its header that alpha differs from layer to layer, which is not read here"
-        raise WrongModel(what, path=file.path, remedy="save it in kohya's naming, where each layer has its alpha")
-    alpha = said.get(f"{network}.lora_alpha")
-    if not isinstance(alpha, int | float):
-        return 1.0
-    return alpha / (sqrt(rank) if said.get(f"{network}.use_rslora") else rank)
+    return Addition(network, layer, down, up, float(told["alpha"]) / rank if "alpha" in told else default(rank))
 
 
 def _unused(label: str, used: Mapping[str, float]) -> str:
