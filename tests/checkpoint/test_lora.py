@@ -206,7 +206,7 @@ def changed(state, what):
         case "with NaN":
             return state | {name("A"): down * torch.nan}
         case "of another kind":
-            return {key.replace("lora_A.weight", "hada_w1_a"): tensor for key, tensor in state.items()}
+            return {key.replace("lora_A.weight", "oft_blocks"): tensor for key, tensor in state.items()}
         case "for SDXL":
             return {"lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": down}
         case "of no rank":
@@ -227,7 +227,7 @@ def changed(state, what):
         ("for a wider model", WrongShape, "proj_in"),
         ("without its half", KeyMismatch, "lacks the up matrix"),
         ("with NaN", NonFiniteWeights, "NaN"),
-        ("of another kind", WrongModel, "LoHa"),
+        ("of another kind", WrongModel, "OFT"),
         ("for SDXL", WrongModel, "Stable Diffusion XL"),
         ("of no rank", WrongShape, "proj_in"),
         ("with many alphas", WrongShape, "3 numbers as the alpha"),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from safelight.checkpoint.files import SUFFIXES, Entry, Tensors, open_file
 from safelight.checkpoint.learned_words import bundled_words, read_words
 from safelight.checkpoint.load import locate
-from safelight.checkpoint.lora import FILE, Addition, read_lora
+from safelight.checkpoint.lora import FILE, put, read_lora
+from safelight.checkpoint.lora_kinds import Addition
 from safelight.compat.loading import Options
 from safelight.compat.pipeline import DiffusionPipeline
 from safelight.errors import InputError, MissingPartError, nearest
@@ -46,23 +47,22 @@ class Loras:
         return network.__dict__.setdefault("_loras", cls(network))
 
     def settle(self) -> None:
-        """Give every layer its sum: of what is fused or, where nothing is, of what is active."""
+        """Give every parameter its sum: of what is fused or, where nothing is, of what is active."""
         shares = self.fused
         if not shares and self.enabled:
             shares = {name: self.scale * self.weights[name] for name in self.active}
-        wanted: dict[str, list[tuple[Addition, float]]] = {layer: [] for layer in self._originals}
+        wanted: dict[str, list[tuple[Addition, float]]] = {parameter: [] for parameter in self._originals}
         for name, share in shares.items():
             for one in self.known[name] if share else ():
-                wanted.setdefault(one.layer, []).append((one, share))
-        for layer, additions in wanted.items():
-            module = self.network.get_submodule(layer)
-            now = self.network.get_parameter(f"{layer}.weight")
-            total = self._originals.setdefault(layer, now.detach()).to(now.device)
+                wanted.setdefault(one.parameter, []).append((one, share))
+        for parameter, additions in wanted.items():
+            now = self.network.get_parameter(parameter)
+            total = self._originals.setdefault(parameter, now.detach()).to(now.device)
             for one, share in additions:
                 total = one.total(total, share)
-            module.weight = nn.Parameter(total.to(now.dtype), requires_grad=now.requires_grad)
+            put(self.network, parameter, nn.Parameter(total.to(now.dtype), requires_grad=now.requires_grad))
             if not additions:
-                del self._originals[layer]
+                del self._originals[parameter]
 
     def forget(self) -> None:
         """Take out all; what is fused stays, and is from now on the network's own."""
