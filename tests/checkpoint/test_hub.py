@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from safelight.checkpoint.hub import chosen
+from safelight.checkpoint.hub import chosen, chosen_addition
 from safelight.checkpoint.load import load_parts, load_text_encoder, locate
 from safelight.errors import CheckpointError
 
@@ -34,6 +36,35 @@ def test_what_is_not_cached_is_an_error_that_says_so(cache):
         with pytest.raises(CheckpointError, match="not in the cache") as caught:
             load_parts(name, revision=revision, local_files_only=True)
         assert caught.value.remedy
+
+
+def test_loras_and_learned_words_are_found_in_the_cache(cache, sd1):
+    lora = {f"lora_unet_conv_in.lora_{way}.weight": torch.ones(shape)
+            for way, shape in (("down", (1, 4, 3, 3)), ("up", (32, 1, 1, 1)))}  # fmt: skip
+    for name, file, state in (("ink", "pytorch_lora_weights.safetensors", lora),
+                              ("fox", "learned_embeds.safetensors", {"<fox>": torch.ones(64)})):  # fmt: skip
+        repo = cache / f"models--somebody--{name}"
+        (repo / "snapshots" / COMMIT).mkdir(parents=True)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(COMMIT)
+        save_file(state, repo / "snapshots" / COMMIT / file)
+    plain = load_parts(sd1).unet.conv_in.weight
+    for name in ("somebody/ink", "somebody/ink/pytorch_lora_weights.safetensors"):
+        parts = load_parts(sd1, loras=[f"{name}:0.5"], embeddings=["somebody/fox"], local_files_only=True)
+        torch.testing.assert_close(parts.unet.conv_in.weight, plain + 0.5)
+        assert parts.loras == {f"lora: {name.rpartition('/')[2]}": 0.5} and "embedding: <fox>" in parts.weights
+    with pytest.raises(CheckpointError, match="not in the cache"):
+        load_parts(sd1, loras=["somebody/else:0.5"], local_files_only=True)
+
+
+def test_the_file_of_a_lora_or_a_word_is_told_from_others():
+    files = ["README.md", "image.png", "pytorch_lora_weights.safetensors", "other.safetensors"]
+    assert chosen_addition(files, "a/b")[0] == "pytorch_lora_weights.safetensors"
+    peft = ["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"]
+    assert chosen_addition(peft, "a/b") == ["adapter_model.safetensors", "adapter_config.json"]
+    assert chosen_addition(["fox.pt", "README.md"], "a/b")[0] == "fox.pt"
+    with pytest.raises(CheckpointError, match=r"a/b/one\.safetensors"):
+        chosen_addition(["one.safetensors", "two.safetensors"], "a/b")
 
 
 def test_an_unreachable_hub_falls_back_on_the_cache(cache, monkeypatch):

@@ -21,11 +21,20 @@ DecoderOption = Annotated[
 ]
 VaeOption = Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]
 LoraOption = Annotated[
-    list[str], typer.Option("--lora", metavar="FILE[:WEIGHT]", help="a LoRA to add, by 1 or so much; may be repeated")
+    list[str],
+    typer.Option(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        help="a LoRA to add, by 1 or so much: file, folder or hub id; may be repeated",
+    ),
 ]
 EmbeddingOption = Annotated[
     list[str],
-    typer.Option("--embedding", metavar="[WORD=]FILE", help="a learned word (textual inversion); may be repeated"),
+    typer.Option(
+        "--embedding",
+        metavar="[WORD=]FILE",
+        help="a learned word (textual inversion): file, folder or hub id; may be repeated",
+    ),
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]

@@ -9,7 +9,7 @@ import ctypes
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_size_t, c_void_p
 from dataclasses import dataclass
 from functools import partial
@@ -217,6 +217,15 @@ def _check_tiling(spans: dict[str, tuple[int, int]], length: int, path: Path) ->
         position = end
     if position != length:
         raise CorruptFile(f"{length - position} bytes follow the last tensor", path=path, remedy=_AGAIN)
+
+
+def in_folder(path: Path, usual: Sequence[str]) -> Path:
+    """The file that is meant by a path: of a folder the first of the `usual` names that it has, or its only one."""
+    if not path.is_dir():
+        return path
+    there = [path / name for name in usual if (path / name).is_file()]
+    others = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+    return next(iter(there or (others if len(others) == 1 else [])), path / usual[0])
 
 
 def open_weights(folder: Path, variant: str | None = None) -> Tensors:

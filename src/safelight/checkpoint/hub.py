@@ -6,12 +6,16 @@ and downloaded from that commit.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safelight.checkpoint.files import STEMS, SUFFIXES
+from safelight.checkpoint.learned_words import WORDS
+from safelight.checkpoint.lora import LORAS
+from safelight.checkpoint.peft_config import CONFIG, STEM
 from safelight.errors import CheckpointError
 
+ADDITIONS = (*LORAS, *WORDS)
 FOLDERS = ("unet", "vae", "vqvae", "text_encoder", "conditioner")
 SMALL = (
     "model_index.json",
@@ -23,9 +27,12 @@ SMALL = (
 )
 
 
-def fetch(name: str, *, variant: str | None, revision: str | None, local_files_only: bool) -> Path:
+def fetch(
+    name: str, *, variant: str | None, revision: str | None, local_files_only: bool, addition: bool = False
+) -> Path:
     """Bring a hub model ("owner/model"), or one file of it ("owner/model/file.ckpt"), onto this machine.
 
+    An `addition` is no model, but a LoRA or a learned word.
     Where the hub cannot be reached the cache is used. Raises CheckpointError where a name does not exist, may not be
     read, or is not in the cache and there is no network.
     """
@@ -33,7 +40,7 @@ def fetch(name: str, *, variant: str | None, revision: str | None, local_files_o
 
     try:
         if not (local_files_only or constants.HF_HUB_OFFLINE):
-            return _download(name, variant, revision)
+            return _download(name, variant, revision, addition)
     except CheckpointError:
         raise
     except errors.LocalEntryNotFoundError as error:  # the hub was not reached
@@ -45,14 +52,17 @@ def fetch(name: str, *, variant: str | None, revision: str | None, local_files_o
     return _from_cache(name, revision)
 
 
-def _download(name: str, variant: str | None, revision: str | None) -> Path:
+def _download(name: str, variant: str | None, revision: str | None, addition: bool) -> Path:
     import huggingface_hub as hub
 
     repo, file = _split(name)
     if file:
+        if addition and Path(file).stem == STEM:  # whose alpha is there
+            hub.hf_hub_download(repo, Path(file).with_name(CONFIG).as_posix(), revision=revision)
         return Path(hub.hf_hub_download(repo, file, revision=revision))
     info = hub.HfApi().model_info(repo, revision=revision)
-    patterns = [*SMALL, *chosen([entry.rfilename for entry in info.siblings or []], variant, name)]
+    files = [entry.rfilename for entry in info.siblings or []]
+    patterns = chosen_addition(files, name) if addition else [*SMALL, *chosen(files, variant, name)]
     return Path(hub.snapshot_download(repo, revision=info.sha, allow_patterns=patterns))
 
 
@@ -99,6 +109,17 @@ def chosen(files: Iterable[str], variant: str | None, name: str) -> list[str]:
         raise CheckpointError(f"has no weights {kind}in a diffusers folder", path=name, remedy=remedy)
     return [file for (folder, kind), names in found.items() for file in names
             if kind == "safetensors" or (folder, "safetensors") not in found]  # fmt: skip
+
+
+def chosen_addition(files: Sequence[str], name: str) -> list[str]:
+    """The files to download of a repository that is a LoRA or a learned word: what diffusers or PEFT writes, or the
+    only file of weights."""
+    there = [file for file in ADDITIONS if file in files]
+    there = there or [file for file in files if "/" not in file and Path(file).suffix in SUFFIXES]
+    if not there or (len(there) > 1 and there[0] not in ADDITIONS):
+        remedy = f"name a file of it, as in {name}/{there[0]}" if there else "give another, or a file on this machine"
+        raise CheckpointError("holds no file that is surely a LoRA or a learned word", path=name, remedy=remedy)
+    return [there[0], CONFIG]
 
 
 def _failure(error: Exception, name: str, revision: str | None) -> CheckpointError:

@@ -2,20 +2,21 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.files import Tensors, in_folder, open_file
 from safelight.checkpoint.parts import Parts
 from safelight.errors import CheckpointError, InputError
 from safelight.text.embeddings import NAMELESS, TextualInversion, add_textual_inversions, read_textual_inversions
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what reading such text raises
 AUTOMATIC = "string_to_param."  # what AUTOMATIC1111's .pt files begin names with
+WORDS = ("learned_embeds.safetensors", "learned_embeds.bin")  # what diffusers writes into a folder
 BUNDLED = "bundle_emb."  # so do the names of words that a LoRA brings along, as kohya's trainer and AUTOMATIC1111 do
 
 
@@ -80,13 +81,16 @@ def _of_picture(path: Path) -> tuple[dict[str, Any], str]:
     return {"string_to_param": theirs}, str(said.get("name") or path.stem)
 
 
-def with_words(parts: Parts, files: Sequence[tuple[str | Path, str | None]]) -> Parts:
+def with_words(
+    parts: Parts, files: Sequence[tuple[str | Path, str | None]], find: Callable[[str | Path], Path]
+) -> Parts:
     """The same parts, whose tokenizer and text encoder know the words of these files, each with a name or None.
 
+    `find` tells where a file's name lies.
     Raises InputError for words of another width, or that are known already, and for a model without a text encoder.
     """
     for name, token in files:
-        path = Path(name).expanduser()
+        path = in_folder(find(name), WORDS)
         words = read_words(path, token)
         label = f"embedding: {', '.join(word.token for word in words)}"
         parts = replace(taught(parts, words), weights={**parts.weights, label: path})

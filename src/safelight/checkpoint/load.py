@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def load_parts(
         prediction_type: "epsilon", "v_prediction" or "sample", for a model that does not say; it overrules one that
             does.
         vae: a folder or file to take the autoencoder from instead.
-        loras: files or folders of LoRAs to add, by a weight of their own: "FILE:0.8", or (FILE, 0.8); 1 by default.
-        embeddings: files of textual inversions, whose words the model is to know: FILE, "word=FILE" or (FILE, "word").
+        loras: files, folders or hub ids of LoRAs to add, by a weight of their own: "FILE:0.8", or (FILE, 0.8); by
+            default 1.
+        embeddings: files, folders or hub ids of textual inversions, whose words the model is to know: FILE,
+            "word=FILE" or (FILE, "word").
         local_files_only: look a hub id up in the cache alone (as HF_HUB_OFFLINE=1 does).
         check_finite: refuse weights with NaN or infinity; one pass over all of them.
 
@@ -97,16 +100,21 @@ def load_parts(
         parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
     source = DEFAULT if path == SHIPPED else parts.source  # whose folder differs from machine to machine
     parts = replace(parts, weights={**parts.weights, **others}, source=source)
-    parts = with_loras(parts, [parse(name) for name in loras])
-    parts = with_words(parts, [named(name) for name in embeddings])
+    find = partial(locate, local_files_only=local_files_only, addition=True)
+    parts = with_loras(parts, [parse(name) for name in loras], find)
+    parts = with_words(parts, [named(name) for name in embeddings], find)
     return with_prediction(parts, prediction_type, path)
 
 
 def locate(
-    name: str | Path, *, variant: str | None = None, revision: str | None = None, local_files_only: bool = False
-) -> Path:
-    """Find a model: the default one, an existing path, or a hub id, which is downloaded or found in the cache."""
-    if name == DEFAULT:
+    name: str | Path, *, variant: str | None = None, revision: str | None = None, local_files_only: bool = False,
+    addition: bool = False,
+) -> Path:  # fmt: skip
+    """Find a model: the default one, an existing path, or a hub id, which is downloaded or found in the cache.
+
+    So for an `addition`, a LoRA or a learned word.
+    """
+    if name == DEFAULT and not addition:
         return SHIPPED
     path = Path(name).expanduser()
     if path.exists():
@@ -116,7 +124,7 @@ def locate(
     if not is_path and ((HUB_ID.fullmatch(text) and path.suffix not in SUFFIXES) or HUB_FILE.fullmatch(text)):
         from safelight.checkpoint.hub import fetch
 
-        return fetch(text, variant=variant, revision=revision, local_files_only=local_files_only)
+        return fetch(text, variant=variant, revision=revision, local_files_only=local_files_only, addition=addition)
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     remedy = nearest(path.name, siblings) if siblings else "give a folder, a file, or a hub id such as owner/model"
     raise CheckpointError("no such file or folder", path=path, remedy=remedy)

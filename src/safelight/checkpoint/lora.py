@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.checkpoint.errors import KeyMismatch, NonFiniteWeights, WrongModel, WrongShape
-from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.files import Tensors, in_folder, open_file
 from safelight.checkpoint.learned_words import BUNDLED, bundled_words, taught
 from safelight.checkpoint.lora_kinds import KINDS, Addition, Kind, delta, kinds
 from safelight.checkpoint.lora_names import Names, bare
@@ -34,7 +34,7 @@ from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.peft_config import STEM, scale, settings
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers writes into a folder
-USUAL = (FILE, "pytorch_lora_weights.bin", f"{STEM}.safetensors", f"{STEM}.bin")  # and PEFT
+LORAS = (FILE, "pytorch_lora_weights.bin", f"{STEM}.safetensors", f"{STEM}.bin")  # and PEFT
 ROLES = (
     (re.compile(r"\.lora_(?:down|A(?:\.\w+)?)\.weight$"), "down"),
     (re.compile(r"\.lora_(?:up|B(?:\.\w+)?)\.weight$"), "up"),
@@ -84,35 +84,25 @@ def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[
     )  # fmt: skip
 
 
-def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]]) -> Parts:
+def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]], find: Callable[[str | Path], Path]) -> Parts:
     """The same parts with LoRAs added, each by its weight: 1 is as it was trained, 0 not at all, below 0 away from it.
 
     Networks that are changed are new ones, which share with the old what stays as it is. Words that a file bundles with
-    its LoRA are taught to the text encoder. See `read_lora` for errors.
+    its LoRA are taught to the text encoder. `find` tells where a name lies. See `read_lora` for errors.
     """
     used, files = dict(parts.loras), dict(parts.weights)
     for name, weight in loras:
-        path = Path(name).expanduser()
         networks = {"unet": parts.unet, "text_encoder": parts.text_encoder}
-        file = open_file(lora_file(path))
+        file = open_file(in_folder(find(name), LORAS))
         additions = read_lora(file, networks)
         changed: dict[str, Any] = {
             name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
             for name in {one.network for one in additions}
         }
         parts = taught(replace(parts, **changed), bundled_words(file))
-        label = _unused(f"lora: {path.name}", used)
+        label = _unused(f"lora: {Path(name).name}", used)
         used[label], files[label] = weight, file.path
     return replace(parts, loras=used, weights=files)
-
-
-def lora_file(path: Path) -> Path:
-    """The file that is meant by this path: of a folder the one that diffusers or PEFT writes, or the only one."""
-    if not path.is_dir():
-        return path
-    there = [path / name for name in USUAL if (path / name).is_file()] or list(path.glob("*.safetensors"))
-    alone = len(there) == 1 or any(file.name in USUAL for file in there)
-    return there[0] if alone else path / FILE
 
 
 def parse(text: str | Path | tuple[str | Path, float]) -> tuple[str | Path, float]:

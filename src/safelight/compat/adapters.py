@@ -306,4 +306,4 @@ def _path(source: str | os.PathLike[str], usual: str, options: Mapping[str, Any]
         return others[0] if alone else path / inside
     there = path.exists() or path.suffix in SUFFIXES
     what = path if there else f"{os.fspath(source)}/{inside}"
-    return locate(what, revision=chosen.revision, local_files_only=chosen.local_files_only)
+    return locate(what, revision=chosen.revision, local_files_only=chosen.local_files_only, addition=True)

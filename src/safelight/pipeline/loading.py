@@ -47,9 +47,9 @@ def load(
         vae: a file or folder whose autoencoder takes the place of the model's own.
         decoder: the folder of a tiny decoder (`safelight train decoder`), TAESD's original file, or a hub id of
             diffusers' AutoencoderTiny, to draw with in place of the autoencoder's own, in a fraction of the time.
-        loras: files of LoRAs to add, such as "fox.safetensors:0.8", which is by 0.8 (`checkpoint.lora`).
-        embeddings: files of textual inversions, whose words prompts may then use: the file's name in AUTOMATIC1111's
-            files, what the file says in diffusers'.
+        loras: files, folders or hub ids of LoRAs to add: "fox.safetensors:0.8" is by 0.8 (`checkpoint.lora`).
+        embeddings: files, folders or hub ids of textual inversions, whose words prompts may then use: the file's name
+            in AUTOMATIC1111's files, what the file says in diffusers'.
         ema: for single files that hold both, whether to take the averaged weights.
         prediction_type: "epsilon", "v_prediction" or "sample", where the file does not say.
         int8: round the linear layers of the U-Net to 8 bits: nearly the same picture, faster on CPUs with C kernels, in
