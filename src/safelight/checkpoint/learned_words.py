@@ -36,10 +36,10 @@ def read_words(path: Path, token: str | None = None) -> tuple[TextualInversion, 
     """
     if path.suffix.lower() == ".png":
         state, name = _of_picture(path)
-    else:
-        state, theirs = _of_weights(open_file(path))
-        name = path.stem if theirs or NAMELESS & state.keys() else None
-    return _words(state, token or name, path)
+        return _words(state, token or name, path)
+    state, theirs = _of_weights(open_file(path))
+    unnamed = theirs or NAMELESS & state.keys()
+    return _words(state, token or (path.stem if unnamed else None), path)
 
 
 def bundled_words(file: Tensors) -> tuple[TextualInversion, ...]:
