@@ -10,7 +10,7 @@ from small_models import same_weights, small_pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from safelight.checkpoint.convert import convert
-from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.load import load_autoencoder, load_parts
 from safelight.checkpoint.save import save_folder, save_single_file
 from safelight.errors import CheckpointError, InputError
 
@@ -133,6 +133,49 @@ def test_metadata_tells_what_shapes_cannot(clip_tokenizer, tmp_path):
     assert (parts.prediction_type, parts.prediction_from) == ("v_prediction", "config")
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.metadata()["modelspec.prediction_type"] == "v"
+
+
+@torch.no_grad()
+def test_a_vocabulary_of_its_own_goes_with_the_file(tmp_path):
+    """The model that ships has 2,048 words of its own, which CLIP's 49,408 would miss by far."""
+    convert("default", tmp_path / "m.safetensors")
+    convert(tmp_path / "m.safetensors", tmp_path / "m")
+    before = load_parts("default").tokenizer
+    for form in ("m.safetensors", "m"):
+        parts = load_parts(tmp_path / form)
+        assert parts.tokenizer.same_ids(before)
+        assert parts.tokenizer.ids("a red apple") == before.ids("a red apple")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert len(file.metadata()["safelight.tokenizer"]) < 200_000
+
+
+def test_clips_vocabulary_needs_no_note(sd1, tmp_path):
+    convert(sd1, tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert "safelight.tokenizer" not in file.metadata()
+
+
+def test_learned_words_go_with_the_file(sd1, tmp_path):
+    width = load_parts(sd1).text_encoder.config.hidden_size
+    save_file({"<fox>": torch.randn(2, width)}, tmp_path / "fox.safetensors")
+    taught = load_parts(sd1, embeddings=[tmp_path / "fox.safetensors"])
+    save_single_file(taught, tmp_path / "m.safetensors")
+    assert load_parts(tmp_path / "m.safetensors").tokenizer.same_ids(taught.tokenizer)
+
+
+@pytest.mark.parametrize("note", ["nope", "[]", "{}", '{"vocab.json": "{}"}', '{"vocab.json": 1}', "[" * 100_000])
+def test_a_noted_tokenizer_is_input_like_any_other(sd1_tensors, tmp_path, note):
+    save_file(sd1_tensors, tmp_path / "m.safetensors", {"safelight.tokenizer": note})
+    with pytest.raises(CheckpointError, match="is no tokenizer"):
+        load_parts(tmp_path / "m.safetensors")
+
+
+def test_an_autoencoder_out_of_our_file_is_the_one_that_went_in(tmp_path):
+    convert("default", tmp_path / "m.safetensors")
+    found, before = load_autoencoder(tmp_path / "m.safetensors"), load_autoencoder("default")
+    assert (found.config.scaling_factor, found.config.norm_num_groups) == (
+        before.config.scaling_factor, before.config.norm_num_groups)  # fmt: skip
+    assert same_weights(found, before)
 
 
 NOTE = {"family": "sd1", "unet": {}, "autoencoder": {}, "text_encoder": None, "text_dialect": None, "scheduler": None}

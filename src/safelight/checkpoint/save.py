@@ -16,7 +16,7 @@ from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
 from safelight.checkpoint.parts import LDM_INPAINT, Parts
-from safelight.checkpoint.single import METADATA, conditioner_keymap, text_keymap, unet_keymap
+from safelight.checkpoint.single import METADATA, TOKENIZER, conditioner_keymap, text_keymap, tokenizer, unet_keymap
 from safelight.checkpoint.writing import (
     Outgoing,
     outgoing,
@@ -29,6 +29,7 @@ from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.conditioners import config_of
 from safelight.models.tiny_decoder import TinyDecoder
+from safelight.text.folder import contents
 
 PIPELINES = {
     "-inpaint": "StableDiffusionInpaintPipeline",
@@ -220,4 +221,8 @@ def metadata(parts: Parts) -> dict[str, str]:
         guidance_scale=parts.guidance_scale,
     )
     kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
-    return {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}
+    notes = {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}
+    own, usual = parts.tokenizer, tokenizer(found.text_dialect)
+    if own is not None and usual is not None and not own.same_ids(usual):
+        notes[TOKENIZER] = json.dumps(dict(list(contents(own).items())[:3]), ensure_ascii=False)
+    return notes

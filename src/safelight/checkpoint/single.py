@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors, open_file
 from safelight.checkpoint.keymap import KeyMap
 from safelight.checkpoint.parts import Parts
-from safelight.errors import CheckpointError, MissingPartError
+from safelight.errors import CheckpointError, MissingPartError, SafelightError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
@@ -34,6 +35,7 @@ from safelight.models.unet_config import UNetConfig
 from safelight.text.tokenizer import Tokenizer
 
 METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
+TOKENIZER = f"{METADATA}.tokenizer"  # and that for a tokenizer which is not CLIP's: the files of its folder
 MODELSPEC = {"v": "v_prediction"}  # ModelSpec's words that are not diffusers'
 SD2_PAD = "!"  # token 0: open_clip fills up with zeros
 
@@ -54,7 +56,7 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         unet=unet.fill(**options),
         autoencoder=stage.fill(**options) if stage else cast(Autoencoder, autoencoder),
         text_encoder=text_encoder.fill(**options) if text_encoder else None,
-        tokenizer=tokenizer(found.text_dialect),
+        tokenizer=noted_tokenizer(whole) or tokenizer(found.text_dialect),
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=found.classes,
         guidance_scale=found.guidance_scale,
@@ -216,8 +218,25 @@ def leftovers(file: Tensors, plans: list[Plan[Any]]) -> Tensors:
     return file.renamed({key: key for key in rest if key.startswith(layouts.NOT_DRAWN)})
 
 
+def noted_tokenizer(file: Tensors) -> Tokenizer | None:
+    """The tokenizer that Safelight noted in the file's metadata, where it is not CLIP's. Raises CorruptFile."""
+    text = file.metadata.get(TOKENIZER)
+    if text is None:
+        return None
+    try:
+        with TemporaryDirectory() as folder:
+            for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+                (Path(folder) / name).write_text(json.loads(text)[name], encoding="utf-8")
+            return Tokenizer.load(folder)
+    except (SafelightError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"its metadata entry {TOKENIZER!r} is no tokenizer ({type(error).__name__}: {error})"
+        raise CorruptFile(
+            what, path=file.path, key=TOKENIZER, remedy="remove that entry, or use another copy"
+        ) from error
+
+
 def tokenizer(dialect: str | None) -> Tokenizer | None:
-    """CLIP's tokenizer, from the package: single files carry none."""
+    """CLIP's tokenizer, from the package: others' single files carry none."""
     if dialect is None:
         return None
     return Tokenizer.clip(pad_token=SD2_PAD) if dialect == "openclip" else Tokenizer.clip()
@@ -283,9 +302,11 @@ def _first_stage(file: Tensors) -> Tensors:
 
 def load_autoencoder_file(path: Path, **options: Any) -> Autoencoder:
     """Load an autoencoder from a file of its own, or out of a whole model; CompVis' names or diffusers'."""
-    inner = _first_stage(open_file(path))
+    file = open_file(path)
+    inner, note = _first_stage(file), remembered(file)
     with naming(path):
-        network = on_meta(lambda: Autoencoder(AutoencoderConfig.from_diffusers(autoencoder_config(shapes_of(inner)))))
+        config = (note and note.autoencoder) or autoencoder_config(shapes_of(inner))
+        network = on_meta(lambda: Autoencoder(AutoencoderConfig.from_diffusers(config)))
     ours = network.state_dict()
     compvis = "encoder.mid.block_1.norm1.weight" in inner
     keymap = layouts.first_stage_layout(ours) if compvis else layouts.diffusers_layout(ours, inner.entries)

@@ -59,6 +59,12 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write every file that transformers 4 and 5 look for. See `Tokenizer.save`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, text in contents(tokenizer).items():
+        _write(folder / name, text)
+
+
+def contents(tokenizer: Tokenizer) -> dict[str, str]:
+    """What stands in each of those files, by its name. The first three, without the others, are the whole tokenizer."""
     names = {key: getattr(tokenizer, key) for key in SPECIALS}
     added = {tokenizer.id(token.content): token for token in tokenizer.added}
     beyond = {token.content: i for i, token in added.items() if token.content not in tokenizer.vocabulary.ids}
@@ -72,12 +78,14 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> None:
         **names,
     }
     merges = "".join(f"{a} {b}\n" for a, b in tokenizer.vocabulary.merges)
-    _write(folder / "vocab.json", json.dumps(dict(tokenizer.vocabulary.ids), ensure_ascii=False))
-    _write(folder / "merges.txt", f"#version: 0.2\n{merges}")
-    _write(folder / "tokenizer.json", _machine_json(tokenizer))
-    _write(folder / "special_tokens_map.json", json.dumps(names, indent=2))
-    _write(folder / "added_tokens.json", json.dumps(beyond, indent=2))
-    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2))
+    return {
+        "vocab.json": json.dumps(dict(tokenizer.vocabulary.ids), ensure_ascii=False),
+        "merges.txt": f"#version: 0.2\n{merges}",
+        "tokenizer_config.json": json.dumps(config, indent=2),
+        "tokenizer.json": _machine_json(tokenizer),
+        "special_tokens_map.json": json.dumps(names, indent=2),
+        "added_tokens.json": json.dumps(beyond, indent=2),
+    }
 
 
 def added_tokens(path: str | Path) -> dict[int, AddedToken]:

@@ -100,6 +100,16 @@ class Tokenizer:
 
         save(self, folder)
 
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Whether another tokenizer gives every text the same ids, however either was stored."""
+        one, two = (
+            (t.special_tokens, t.max_length, {token.content: t.id(token.content) for token in t.added}, t.clean)
+            for t in (self, other)
+        )
+        ids, merges = self.vocabulary.ids, self.vocabulary.merges
+        same = dict(ids) == dict(other.vocabulary.ids) and list(merges) == list(other.vocabulary.merges)
+        return one == two and same
+
     def __len__(self) -> int:
         """Count the ids, added tokens included: the rows that a text encoder's token table must have."""
         return max(self._names) + 1
