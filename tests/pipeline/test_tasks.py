@@ -309,6 +309,22 @@ def test_the_peers_names_draw_and_are_recorded_as_ours(model):
         safelight.text_to_image(model, "a fox", **QUICK, sampler="DPM++ 2M Exponential", grid="karras")
 
 
+def test_the_name_of_a_model_is_not_a_model():
+    with pytest.raises(InputError, match="'default' is a name"):
+        safelight.text_to_image("default", "a fox")
+
+
+@pytest.mark.parametrize("device", ["meta", "opengl", "nope"])
+def test_a_device_that_cannot_draw_is_named(device):
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used: (?!.*ASSERT)"):
+        safelight.load("random", device=device)
+
+
+def test_a_revision_is_of_the_hub():
+    with pytest.raises(InputError, match="'main' is of a hub id"):
+        safelight.load(revision="main")
+
+
 def test_the_peers_words_are_answered_with_ours(model):
     with pytest.raises(InputError, match="here it is called steps"):
         safelight.text_to_image(model, "a fox", num_inference_steps=3)

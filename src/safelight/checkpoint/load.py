@@ -87,6 +87,8 @@ def load_parts(
         raise InputError(f"prediction_type={prediction_type!r}", remedy=nearest(prediction_type, PREDICTION_TYPES))
     options: dict[str, Any] = {"device": device, "dtype": dtype, "check_finite": check_finite}
     path = locate(name, variant=variant, revision=revision, local_files_only=local_files_only)
+    if revision is not None and (name == DEFAULT or Path(name).expanduser().exists()):
+        raise InputError(f"revision={revision!r} is of a hub id, and {name} is here", remedy="leave it out")
     autoencoder, others = None, {}
     if vae is not None:
         autoencoder = load_autoencoder(vae, variant=variant, local_files_only=local_files_only, **options)

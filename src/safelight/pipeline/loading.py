@@ -155,9 +155,10 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device(best)
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()  # torch.device("meta") has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        reason = "torch has none here" if "INTERNAL ASSERT" in reason else reason
         raise InputError(f"device {device!r} cannot be used: {reason}", remedy="see `safelight doctor`") from None
     return chosen
 

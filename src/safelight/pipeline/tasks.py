@@ -7,6 +7,7 @@ is light: what computes is imported when a task is called.
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ParamSpec, Unpack
 
 from safelight.errors import InputError
@@ -44,6 +45,8 @@ def task(function: Callable[P, "Pictures"]) -> Callable[P, "Pictures"]:
         given = signature(function).bind(*args, **kwargs).arguments
         given |= given.pop("settings", {})
         model = given.pop("model")
+        if isinstance(model, str | PathLike):
+            raise InputError(f"model: {str(model)!r} is a name", remedy="load it first: safelight.load(…)")
         values = for_model(validate(function, given), model)
         from safelight.pipeline.recipes.recipe import opened, recorded
 

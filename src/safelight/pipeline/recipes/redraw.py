@@ -207,7 +207,8 @@ def difference(path: Path, image: Image.Image) -> str:
         if file.size != image.size:
             return f"the file has {file.width}x{file.height} pixels, this picture {image.width}x{image.height}"
         then, now = np.asarray(file.convert("RGB"), np.int16), np.asarray(image.convert("RGB"), np.int16)
+        lossy = "" if file.format == "PNG" else f"; a {file.format} is never more than near what was drawn"
     largest = np.abs(then - now).max(2)
     if not largest.any():
         return "the pixels are identical"
-    return f"{(largest > 0).mean():.1%} of the pixels differ, by {largest.max()} of 255 at most"
+    return f"{(largest > 0).mean():.1%} of the pixels differ, by {largest.max()} of 255 at most{lossy}"
