@@ -103,6 +103,12 @@ def test_adds_a_lora_and_a_learned_word_and_draws_them_again(tmp_path):
     assert plain.returncode == 1 and "no part of a LoRA" in plain.stderr
 
 
+def test_a_prompt_that_is_cut_is_told_in_plain_words(tmp_path):
+    drawn = run("a red fox " * 30, "--long-prompts", "truncate", "--steps", 1, "--out", tmp_path)
+    assert drawn.returncode == 0
+    assert drawn.stderr.startswith("the prompt has 90 tokens; the last") and "Warning" not in drawn.stderr
+
+
 def test_redraws_and_inpaints_files(tmp_path):
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "in.png")
     mask = Image.new("L", (64, 64), 0)

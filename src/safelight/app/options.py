@@ -1,5 +1,6 @@
 """What commands share: how to load a model, where to write, a task's keywords as options, errors as messages."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from inspect import Parameter, Signature
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from safelight.app.console import error
+from safelight.app.console import error, warn
 from safelight.errors import InputError, SafelightError
 from safelight.pipeline.fields import FAST, parameters
 
@@ -67,7 +68,9 @@ def answers(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(*args: Any, **kwargs: Any) -> None:
         """Run it; wrong usage ends with 2, other errors with 1, Ctrl-C with 130."""
         try:
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *place: warn(str(message))  # no line of ours under it
+                function(*args, **kwargs)
         except SafelightError as failure:
             error(failure.what, failure.remedy)
             raise typer.Exit(2 if isinstance(failure, InputError) else 1) from None

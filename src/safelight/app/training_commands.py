@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from safelight.app.console import say, warn
+from safelight.app.console import say
 from safelight.errors import InputError
 from safelight.training.evaluation.classifier_config import ClassifierRecipe
 from safelight.training.loop.recipes import (
@@ -193,10 +193,9 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def loud_warnings() -> Iterator[None]:
-    """Within the block, warnings are told in plain words, each time they come."""
+    """Within the block, warnings are told each time they come."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *place: warn(str(message))
         yield
 
 
