@@ -128,6 +128,8 @@ def test_wrong_input_is_told_before_any_work(folder, tmp_path, first_stage):
     assert "attention=8: no level" in odd and "the factors 1, 2" in odd
     assert "a column `label`" in run("train", "diffusion", pictures, "--run", tmp_path / "j", "--autoencoder",
                                      first_stage, *SECOND, "--conditioning", "class", code=2)  # fmt: skip
+    assert "without --r1-gamma" in run("train", "autoencoder", pictures, "--run", tmp_path / "k", "--compile",
+                                       "--r1-gamma", "1", code=2)  # fmt: skip
     (tmp_path / "empty").mkdir()
     assert "no pictures" in run("train", "autoencoder", tmp_path / "empty", "--run", tmp_path / "b", code=1)
     (tmp_path / "file.txt").write_text("mine")

@@ -242,8 +242,8 @@ def test_large_pictures_are_decoded_in_strips_which_change_nothing(model):
         for t in ("never", "strips")
     )
     assert np.abs(pixels(whole) - pixels(strips)).max() <= 1
-    assert developing._parts((1024, 1024), "auto") == (None, False)
-    assert developing._parts((1024, 1032), "auto") == (None, True)
+    assert developing._parts((1024, 1024), "auto", model.device) == (None, False)
+    assert developing._parts((1024, 1032), "auto", model.device) == (None, True)
 
 
 def test_a_scheduler_config_that_describes_no_schedule_is_a_bad_checkpoint(model):

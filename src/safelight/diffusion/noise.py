@@ -246,10 +246,13 @@ class BrownianNoise:
         return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
 
 
-def sent(noise: Tensor, device: torch.device | str) -> Tensor:
-    """Numbers of the CPU on another device; a CUDA device need not finish its work first."""
-    cuda = torch.device(device).type == "cuda"
-    return noise.pin_memory().to(device, non_blocking=True) if cuda else noise.to(device)
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Numbers on another device; where they come from the CPU, a CUDA device need not finish its work first.
+
+    Elsewhere this waits: MPS may else read memory that has been used for something else since.
+    """
+    to_cuda = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if to_cuda else tensor.to(device)
 
 
 def make_noise(

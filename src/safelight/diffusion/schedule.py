@@ -51,7 +51,7 @@ class NoiseSchedule:
 
     def sigmas_at(self, t: Tensor) -> Tensor:
         """`sigma(t)` for a tensor of timesteps, of any shape; float64."""
-        t = t.to("cpu", torch.float64).clamp(0, self.num_train_timesteps - 1)
+        t = t.cpu().double().clamp(0, self.num_train_timesteps - 1)
         low = t.long().clamp(max=self.num_train_timesteps - 2)
         a, b = self.sigmas[low], self.sigmas[low + 1]
         # (b/a)^w and not exp(w log b + ...): at whole t the result is the table's own number, to the last bit
@@ -59,7 +59,7 @@ class NoiseSchedule:
 
     def timesteps_at(self, sigma: Tensor) -> Tensor:
         """`t(sigma)` for a tensor of sigmas, of any shape; float64."""
-        s = sigma.to("cpu", torch.float64).clamp(self.sigma_min, self.sigma_max)
+        s = sigma.cpu().double().clamp(self.sigma_min, self.sigma_max)
         low = (torch.searchsorted(self.sigmas, s, right=True) - 1).clamp(0, self.num_train_timesteps - 2)
         a, b = self.sigmas[low], self.sigmas[low + 1]
         return low + (s / a).log() / (b / a).log()

@@ -247,7 +247,7 @@ class VectorQuantizer(nn.Module):
 
     def usage(self, indices: Tensor) -> CodebookUsage:
         """Count how the codebook is used by `indices` of any shape, of one batch or of many put together."""
-        counts = torch.bincount(indices.flatten(), minlength=self.embedding.num_embeddings).double()
+        counts = torch.bincount(indices.flatten(), minlength=self.embedding.num_embeddings).cpu().double()
         frequency = counts / counts.sum()
         return CodebookUsage(int((counts > 0).sum()), float(torch.special.entr(frequency).sum().exp()))
 

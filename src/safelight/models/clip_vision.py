@@ -100,8 +100,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures (B, 3, S, S) -> (B, D)."""
-        everyone = torch.ones(1, 1, dtype=torch.bool, device=x.device)  # sees everyone: the layers' default is causal
-        hidden = self.encoder(self.pre_layrnorm(self.embeddings(x)), everyone)[-1]
+        hidden = self.pre_layrnorm(self.embeddings(x))
+        tokens = hidden.shape[1]
+        everyone = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device)  # sees everyone: the default is causal
+        hidden = self.encoder(hidden, everyone)[-1]
         return self.post_layernorm(hidden[:, 0])
 
 

@@ -31,7 +31,7 @@ def compiled(model: LatentDiffusion, *, backend: str = "inductor") -> LatentDiff
     kernels.prepare(model.unet, fast=False)
     for part in model.unet.modules():
         if isinstance(part, ResBlock | AttentionBlock | Transformer):
-            part.compile(backend=backend)
+            part.compile(backend=backend, dynamic=False)  # kernels for every shape are slower
     return model
 
 

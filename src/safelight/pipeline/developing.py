@@ -29,8 +29,8 @@ from safelight.pipeline.pictures import Pictures, to_pil
 from safelight.pipeline.steering import Pair, Steering, batches, steer, steered, together
 from safelight.pipeline.wording import Words, worded
 
-# Encoding or decoding a whole picture in float32 takes Stable Diffusion's autoencoder up to 5 KB a pixel: 10 GB here.
-TILE_ABOVE_PIXELS = 1536 * 1408
+BYTES_A_PIXEL = 5 * 1024  # at most, that Stable Diffusion's autoencoder takes for a whole picture in float32
+TILE_ABOVE_PIXELS = 1536 * 1408  # to encode, which is 10 GB
 WHOLE_UP_TO_PIXELS = 1024 * 1024  # larger pictures are decoded in strips, from 4 GB on down to half and less
 TILE = 512  # side of a tile in pixels
 SEEDS_END = 2**63  # so many there are
@@ -222,7 +222,7 @@ def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tenso
 
 def printed(model: LatentDiffusion, latents: Tensor, tile: str) -> tuple[Image.Image, ...]:
     """Decode latents (B, C, h, w) one by one, each in the memory of the last: not in strips, which are to save it."""
-    _, strips = _parts(_pixels(model.autoencoder, latents), tile)
+    _, strips = _parts(_pixels(model.autoencoder, latents), tile, model.device)
     if strips:
         kernels.release()
     with nullcontext() if strips else kernels.reused():
@@ -252,7 +252,7 @@ def decode(model: LatentDiffusion, latent: Tensor, tile: str = "auto") -> Tensor
 def _decoded(network: Autoencoder | TinyDecoder, latent: Tensor, tile: str) -> Tensor:
     if isinstance(network, TinyDecoder):  # it holds little more than the picture, however large
         return network(latent)
-    side, strips = _parts(_pixels(network, latent), tile)
+    side, strips = _parts(_pixels(network, latent), tile, latent.device)
     return network.decode(latent, tile=side, strips=strips)
 
 
@@ -266,9 +266,16 @@ def _tile(size: Sequence[int], tile: str) -> int | None:
     return TILE if tile == "always" or (tile in ("auto", "strips") and large) else None
 
 
-def _parts(size: Sequence[int], tile: str) -> tuple[int | None, bool]:
-    """How to decode a picture of this size: the side of a tile, or None, and whether in strips, which are exact."""
-    large = size[0] * size[1] > WHOLE_UP_TO_PIXELS
+def _parts(size: Sequence[int], tile: str, device: torch.device) -> tuple[int | None, bool]:
+    """How to decode a picture of this size: the side of a tile, or None, and whether in strips, which are exact.
+
+    On a CUDA device strips are hundreds of times the calls, and for what its memory does not hold.
+    """
+    pixels = size[0] * size[1]
+    if device.type == "cuda":
+        large = pixels * BYTES_A_PIXEL > torch.cuda.mem_get_info(device)[0]
+    else:
+        large = pixels > WHOLE_UP_TO_PIXELS
     return TILE if tile == "always" else None, tile == "strips" or (tile == "auto" and large)
 
 

@@ -68,9 +68,10 @@ def original(texts: Encoded) -> Tensor:
 
 
 def _chunk_means(z: Tensor, counts: Tensor) -> Tensor:
-    """The mean of each chunk over texts, tokens and channels: (k,)."""
-    means = z.double().mean((2, 3))
-    return ((counts[:, None] * means).sum(0) / counts.sum()).to(z.dtype)
+    """The mean of each chunk over texts, tokens and channels: (k,). MPS has no float64, so that the CPU adds for it."""
+    means = (z.cpu() if z.device.type == "mps" else z).double().mean((2, 3))
+    counts = counts.to(means.device)
+    return ((counts[:, None] * means).sum(0) / counts.sum()).to(z)
 
 
 def from_empty(texts: Encoded) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from safelight.diffusion.grids import Grid, grid_of_sigmas
+from safelight.diffusion.noise import sent
 from safelight.diffusion.samplers import visited
 from safelight.diffusion.schedule import noise_schedule
 from safelight.diffusion.schedulers.config import Configured, bound
@@ -254,7 +255,8 @@ class Planned(Configured):
 
     def _sigmas_of(self, timesteps: Tensor) -> Tensor:
         if self.by_table and not timesteps.is_floating_point():  # without a word from the device, for training
-            return self.schedule.sigmas.float().to(timesteps.device)[timesteps.reshape(-1).long()]
+            sigmas = sent(self.schedule.sigmas.float(), timesteps.device)
+            return sigmas[timesteps.reshape(-1).long()]
         plan, numbers = self._ready(), timesteps.reshape(-1).tolist()
         if self._begin_index is not None and not self.by_table:
             place = self._begin_index if self._step_index is None else self._step_index

@@ -73,7 +73,7 @@ def guidance_pulls(
 
 
 def _rms(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item()
+    return x.cpu().double().square().mean().sqrt().item()
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,8 +53,8 @@ def fit_latent_rgb(autoencoder: Autoencoder, pictures: Tensor | None = None) -> 
     pictures = smooth_pictures(8, 16 * factor) if pictures is None else pictures
     latent = autoencoder.encode(pictures.to(weight.device)).mode()
     shown = F.avg_pool2d(autoencoder.decode(latent).clamp(-1, 1), factor)
-    channels = F.pad(latent.movedim(1, -1).flatten(0, -2), (0, 1), value=1.0).double().cpu()
-    colours = shown.movedim(1, -1).flatten(0, -2).double().cpu()
+    channels = F.pad(latent.movedim(1, -1).flatten(0, -2), (0, 1), value=1.0).cpu().double()
+    colours = shown.movedim(1, -1).flatten(0, -2).cpu().double()
     # An autoencoder may leave a channel unused; gelsd then takes the smallest of all solutions.
     table = torch.linalg.lstsq(channels, colours, driver="gelsd").solution
     return tuple(tuple(round(value, 4) for value in row) for row in table.tolist())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from safelight.diffusion.noise import sent
 from safelight.errors import InputError
 from safelight.training.data.buckets import BucketOrder, Buckets
 from safelight.training.data.collections import Collection, Entry
@@ -54,7 +55,7 @@ class Batch:
 
     def to(self, device: Device) -> "Batch":
         """Move to a device, without waiting where memory is pinned; pictures become float32 in [-1, 1] there."""
-        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()}
+        moved: dict[str, Any] = {name: sent(tensor, device) for name, tensor in self._tensors()}
         if moved["pictures"].dtype == torch.uint8:
             moved["pictures"] = moved["pictures"].float().div_(127.5).sub_(1)
         return replace(self, **moved)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from safelight.diffusion.noise import sent
 from safelight.training.data.colors import hue_matrix
 from safelight.training.data.planning import Backdrop, Placed, Plan
 from safelight.training.data.sprites import Bank, Kind
@@ -69,12 +70,12 @@ def draw(bank: Bank, kind: Kind, level: int, objects: Sequence[Placed]) -> Tenso
     # Pixel X of the scene, from -1 to 1, lies at a·X + b of the tile.
     maps = [[_line(p.x, p.side, size, -1 if p.flip else 1), _line(p.y, p.side, size, 1)] for p in objects]
     theta = torch.tensor([[[a, 0, b], [0, c, d]] for (a, b), (c, d) in maps])
-    grid = F.affine_grid(on_device(theta, tiles.device), [len(objects), 4, size, size], align_corners=False)
+    grid = F.affine_grid(sent(theta, tiles.device), [len(objects), 4, size, size], align_corners=False)
     mode = "nearest" if kind == "pixel" and level == 0 else "bilinear"
     drawn = F.grid_sample(tiles[rows].float(), grid, mode=mode, align_corners=False) / 255
     if any(placed.turn for placed in objects):
         matrices = torch.stack([torch.from_numpy(hue_matrix(placed.turn)) for placed in objects])
-        turned = torch.einsum("nij,njhw->nihw", on_device(matrices, tiles.device), drawn[:, :3])
+        turned = torch.einsum("nij,njhw->nihw", sent(matrices, tiles.device), drawn[:, :3])
         drawn = torch.cat([turned.clamp(min=0).minimum(drawn[:, 3:]), drawn[:, 3:]], 1)
     return drawn
 
@@ -93,7 +94,7 @@ def backdrops(bank: Bank, behind: Sequence[Backdrop]) -> Tensor:
         across = torch.stack([steps.flip(0) + d.x if d.flip else steps + d.x for _, d, _ in plated])
         down = torch.stack([steps + d.y for _, d, _ in plated])
         rows = _tensor([plate.row for *_, plate in plated], device, torch.int64)
-        y, x = on_device(down, device)[:, :, None], on_device(across, device)[:, None, :]
+        y, x = sent(down, device)[:, :, None], sent(across, device)[:, None, :]
         shown = bank.plates[rows[:, None, None], :, y, x]  # (n, S, S, 3): indices apart bring their axes to the front
         where = _tensor([b for b, *_ in plated], device, torch.int64)
         canvas[where] = shown.movedim(-1, 1).float() / 255
@@ -111,9 +112,4 @@ def ramps(behind: Sequence[Backdrop], size: int, device: torch.device) -> Tensor
 
 
 def _tensor(values: object, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    return on_device(torch.tensor(values, dtype=dtype), device)
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send to the device without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return sent(torch.tensor(values, dtype=dtype), device)

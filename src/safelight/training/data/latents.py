@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safelight.checkpoint.errors import CorruptFile
 from safelight.checkpoint.files import Tensors, open_safetensors
+from safelight.diffusion.noise import sent
 from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.bottleneck import Posterior
@@ -51,7 +52,8 @@ class LatentBatch:
 
     def to(self, device: Device) -> "LatentBatch":
         """Move to a device, without waiting where memory is pinned."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
+        moved: dict[str, Any] = {name: sent(tensor, device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> "LatentBatch":
         """Pin every tensor (`DataLoader` calls this)."""
@@ -115,8 +117,7 @@ class LatentData:
             gathered = self.gather(seed, numbers)
             return (gathered.pin_memory() if device.type == "cuda" else gathered).to(device)
         rows = self._chosen(seed, numbers)
-        index = torch.tensor(rows)
-        index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+        index = sent(torch.tensor(rows), device)
         selected: dict[str, Any] = {key: all.index_select(0, index) for key, all in self._on(device).items()}
         return LatentBatch(captions=[self.all_captions[row] for row in rows], **selected)
 

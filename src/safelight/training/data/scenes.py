@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.diffusion.noise import sent
 from safelight.errors import InputError
 from safelight.training.data.banking import cached_bank
 from safelight.training.data.batches import CAPTION, Batch, Device
 from safelight.training.data.captions import Wording, caption
 from safelight.training.data.collections import Collection
-from safelight.training.data.composing import Composed, compose, on_device
+from safelight.training.data.composing import Composed, compose
 from safelight.training.data.holdout import is_held_out, trained_on
 from safelight.training.data.order import Draws
 from safelight.training.data.planning import Mix, Plan, Planner
@@ -122,7 +123,7 @@ class SceneData:
         """The tensors of a batch that are known from the plans; see `Batch`."""
         device, size = composed.pictures.device, self.bank.size
         lone = [plan.objects[0].sprite.label if len(plan.objects) == 1 else -1 for plan in plans]
-        known: dict[str, Tensor] = {"labels": on_device(torch.tensor(lone), device)}
+        known: dict[str, Tensor] = {"labels": sent(torch.tensor(lone), device)}
         if composed.masks is None:
             return known
         most = len(self.mix.counts)
@@ -131,10 +132,10 @@ class SceneData:
             for k, placed in enumerate(plan.objects):
                 boxes[b, k] = torch.tensor(placed.box) / size
                 labels[b, k] = placed.sprite.label
-        labels = on_device(labels, device)
+        labels = sent(labels, device)
         shown = composed.masks * (labels + 1)[..., None, None]
         return known | {
-            "boxes": on_device(boxes.clamp_(0, 1), device),
+            "boxes": sent(boxes.clamp_(0, 1), device),
             "box_labels": labels,
             "masks": composed.masks,
             "class_maps": shown.amax(1),

@@ -23,6 +23,7 @@ from safelight.checkpoint.errors import WrongModel
 from safelight.checkpoint.files import open_file, read_json
 from safelight.checkpoint.keymap import identity
 from safelight.checkpoint.writing import outgoing, replacing_folder, write_json, write_safetensors
+from safelight.diffusion.noise import sent
 from safelight.errors import InputError, nearest
 from safelight.models.classifier import Classifier, ClassifierConfig, Seen
 from safelight.models.config import frozen
@@ -103,7 +104,7 @@ class LabelledScenes:
 
     def to(self, device: Device) -> "LabelledScenes":
         """Move to a device, without waiting."""
-        moved = (t.to(device, non_blocking=True) for t in (self.pictures, self.concepts, self.styles, self.masks))
+        moved = (sent(t, device) for t in (self.pictures, self.concepts, self.styles, self.masks))
         return LabelledScenes(*moved)
 
 
@@ -124,7 +125,7 @@ class ClassifierData:
         batch = self.scenes.batch(seed, numbers, device)
         assert batch.masks is not None
         rows = [self.scenes.sample(seed, n).plan.objects[0].number for n in numbers]
-        concepts, styles = self._numbers[rows].to(batch.pictures.device, non_blocking=True).unbind(1)
+        concepts, styles = sent(self._numbers[rows], batch.pictures.device).unbind(1)
         return LabelledScenes(batch.pictures, concepts, styles, batch.masks[:, 0])
 
     def captions(self, seed: int, count: int) -> Iterator[str]:
@@ -253,7 +254,7 @@ class ClassifierStage(Stage):
 
 def blurred(pictures: Tensor, noise: BatchNoise, share: float) -> Tensor:
     """Mix a share of the pictures (B, 3, H, W) with their 3x3 mean, each as far as chance has it."""
-    chance, amount = (noise.uniform().to(pictures.device, torch.float32, non_blocking=True) for _ in range(2))
+    chance, amount = (sent(noise.uniform().to(torch.float32), pictures.device) for _ in range(2))
     soft = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
     return torch.lerp(pictures, soft, (amount * (chance < share))[:, None, None, None])
 

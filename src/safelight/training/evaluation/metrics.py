@@ -73,7 +73,7 @@ def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim != 4 or x.shape != y.shape:
         what = f"pictures of shapes {tuple(x.shape)} and {tuple(y.shape)} cannot be compared"
         raise SizesDiffer(what, remedy="give two tensors of one shape (batch, channels, height, width)")
-    x, y = (z.detach().to("cpu", torch.float64) for z in (x, y))
+    x, y = (z.detach().cpu().double() for z in (x, y))
     if not (x.isfinite().all() and y.isfinite().all()):
         raise NonFiniteError("a picture holds NaN or infinity", remedy="look at what drew it")
     return x, y
@@ -257,7 +257,7 @@ def _features(features: Tensor, least: int, use: str) -> Tensor:
     if len(features) < least:
         remedy = f"give {least} or more; a few hundred make a number that can be trusted"
         raise TooFewPictures(f"{len(features)} pictures are too few for {use}", remedy=remedy)
-    features = features.detach().to("cpu", torch.float64)
+    features = features.detach().cpu().double()
     if not (finite := features.isfinite().all(dim=1)).all():
         bad = (~finite).nonzero()[:, 0].tolist()
         what = f"the features of {len(bad)} of {len(features)} pictures hold NaN or infinity, first number {bad[0]}"

@@ -106,6 +106,9 @@ def assemble_autoencoder(
     data = data_set(recipe, recipe, captions="optional")
     if isinstance(data, LatentData):
         raise InputError("an autoencoder is trained on pictures, not on latents", remedy="name the pictures' folder")
+    if recipe.compile and recipe.r1_gamma:
+        what = "r1_gamma takes the gradient of a gradient, which torch.compile does not"
+        raise InputError(what, remedy="train without --compile, or without --r1-gamma")
     if recipe.decoder_only and recipe.init is None:
         raise InputError("decoder_only needs an autoencoder to go on from", remedy="name it with --init")
     given = None if recipe.init is None else load_autoencoder(recipe.init, dtype=torch.float32)

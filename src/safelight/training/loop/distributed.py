@@ -39,8 +39,8 @@ class World:
         """The world that torchrun's environment describes, or a world of one; closed at the end of the block."""
         size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen == torch.device("cuda"):
-            chosen = torch.device("cuda", local)
+        if chosen.type == "cuda":  # several processes have a device each, whatever was named
+            chosen = torch.device("cuda", local if size > 1 or chosen.index is None else chosen.index)
             torch.cuda.set_device(chosen)
         if size == 1:
             yield cls(device=chosen)

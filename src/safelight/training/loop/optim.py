@@ -78,7 +78,8 @@ def guarded_step(optimizer: torch.optim.Optimizer, *, factor: float, clip: float
     for group in optimizer.param_groups:
         group["lr"] *= factor
     optimizer.found_inf = skipped  # type: ignore[attr-defined]  # how torch's GradScaler tells fused optimizers
-    optimizer.step()
+    if skipped.device.type != "mps" or not skipped:  # where they do not listen
+        optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     optimizer.zero_grad()

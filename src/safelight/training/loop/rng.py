@@ -31,6 +31,8 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
         "numpy.gauss": _optional(cached if has_gauss else None),
         "torch": torch.get_rng_state(),
     }
+    if device.type == "mps":
+        return states | {"mps": torch.mps.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -44,6 +46,8 @@ def set_rng_state(states: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def _optional(value: float | None) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.grad import conv2d_weight
 
 from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.save import save_autoencoder
+from safelight.diffusion.noise import sent
 from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.bottleneck import GaussianPosterior, LatentScale, VectorQuantizer
@@ -201,7 +202,7 @@ class AutoencoderStage(Stage):
         """
         if not self.config.latent_noise:
             return 0.0
-        share = noise.uniform().float().to(self.device)[:, None, None, None]
+        share = sent(noise.uniform().float(), self.device)[:, None, None, None]
         return share * (self.config.latent_noise / self.generator.autoencoder.config.scaling_factor)
 
     def _generator_loss(self, pictures: Tensor, made: Reconstruction, noise: BatchNoise) -> Loss:
@@ -343,11 +344,11 @@ def measure_scale(
     factor = 1/std of all numbers in raw latents drawn from their posteriors, shift = their mean (appendix G). None for
     no samples, or latents that do not vary.
     """
-    total = torch.zeros(3, dtype=torch.float64, device=device)  # count, sum, sum of squares
+    total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
     for number in numbers:  # one by one: pictures may differ in shape
         posterior = autoencoder.encode(data.batch(seed, [number], device).pictures)
         noise = BatchNoise(seed, [number], device=device).normal(*posterior.mean.shape[1:])
-        raw = autoencoder.scale.undo(posterior.sample(noise)).double()
+        raw = autoencoder.scale.undo(posterior.sample(noise)).cpu().double()  # MPS has no float64
         total += torch.stack([torch.full_like(raw, 1.0).sum(), raw.sum(), raw.square().sum()])
     count, mean, square = (float(value) for value in total / total[0].clamp(min=1))
     variance = square - mean * mean

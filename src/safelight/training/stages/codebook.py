@@ -14,6 +14,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 __all__ = ["CodebookUse", "perplexity", "revive"]
 
 
+from safelight.diffusion.noise import sent
+
+
 def perplexity(shares: Tensor) -> Tensor:
     """exp(entropy) of a codebook's use, from each code's share (n,): 1 if one code does all, n if all do the same."""
     shares = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
@@ -78,7 +81,7 @@ def revive(
     generators, and each gives latents for every `world size`-th code. Latents that are not finite move nothing.
     """
     rows = latents.detach().movedim(1, -1).flatten(0, -2).float()
-    chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device, non_blocking=True)
+    chosen = sent(torch.randint(len(rows), (len(dead),), generator=generator), rows.device)
     places = rows[chosen]
     if dist.is_available() and dist.is_initialized():
         ours = torch.arange(len(places), device=places.device) % dist.get_world_size() == dist.get_rank()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from safelight.diffusion.noise import sent
 from safelight.errors import InputError
 from safelight.models.conditioners import NO_OBJECT
 from safelight.text.tokenizer import Tokenizer
@@ -46,8 +47,8 @@ def text_ids(batch: Any, tokenizer: Tokenizer | None, null: Tensor, drop: Tensor
         if tokenizer is None or not getattr(batch, "captions", None):
             raise InputError("the data has no captions", remedy="train with --conditioning class or none")
         ids = token_ids(tokenizer, batch.captions)
-    ids = ids.flatten(1).to(null.device, non_blocking=True)
-    return torch.where(drop.to(null.device, non_blocking=True)[:, None], null, ids)
+    ids = sent(ids.flatten(1), null.device)
+    return torch.where(sent(drop, null.device)[:, None], null, ids)
 
 
 def class_labels(batch: Any, classes: int, drop: Tensor, device: torch.device) -> Tensor:
@@ -55,8 +56,8 @@ def class_labels(batch: Any, classes: int, drop: Tensor, device: torch.device) -
     labels = getattr(batch, "labels", None)
     if labels is None:
         raise InputError("the data has no class labels", remedy="name them in a column `label`, or condition on text")
-    labels = labels.to(device, non_blocking=True)
-    none = drop.to(device, non_blocking=True) | (labels < 0)
+    labels = sent(labels, device)
+    none = sent(drop, device) | (labels < 0)
     return torch.where(none, torch.full_like(labels, classes), labels)
 
 
@@ -65,8 +66,8 @@ def layout(batch: Any, drop: Tensor, device: torch.device) -> tuple[Tensor, Tens
     boxes, labels = getattr(batch, "boxes", None), getattr(batch, "box_labels", None)
     if boxes is None or labels is None:
         raise InputError("the data has no boxes", remedy="train on sprites, with --scenes")
-    boxes, labels = boxes.to(device, non_blocking=True), labels.to(device, torch.int64, non_blocking=True)
-    return boxes, labels.masked_fill(drop.to(device, non_blocking=True)[:, None], NO_OBJECT)
+    boxes, labels = sent(boxes, device), sent(labels.to(torch.int64), device)
+    return boxes, labels.masked_fill(sent(drop, device)[:, None], NO_OBJECT)
 
 
 def class_maps(batch: Any, device: torch.device) -> Tensor:
@@ -74,7 +75,7 @@ def class_maps(batch: Any, device: torch.device) -> Tensor:
     maps = getattr(batch, "class_maps", None)
     if maps is None:
         raise InputError("the data has no maps of classes", remedy="train on sprites, with --scenes")
-    return maps.to(device, torch.int64, non_blocking=True)
+    return sent(maps.to(torch.int64), device)
 
 
 def channels_beside(concat: str, latent: int) -> int:

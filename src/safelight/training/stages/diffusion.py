@@ -20,6 +20,7 @@ from safelight.checkpoint.build import on_meta
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_folder
 from safelight.diffusion.condition import Condition
+from safelight.diffusion.noise import sent
 from safelight.diffusion.parameterization import Parameterization
 from safelight.diffusion.schedule import NoiseSchedule
 from safelight.errors import InputError
@@ -62,7 +63,7 @@ def diffusion_loss(
     x = noised(x0, noise, sigma, parameterization)
     if condition.concat is not None:
         x = torch.cat([x, condition.concat.to(x)], dim=1)
-    t = timesteps.to(x0.device, torch.float32, non_blocking=True)
+    t = sent(timesteps.to(torch.float32), x0.device)
     steering = {"context": condition.context, "class_labels": condition.class_labels}
     output = network(x, t, **{name: value for name, value in steering.items() if value is not None}).float()
     target = parameterization.target(x0, noise, _to(sigma, x0))
@@ -84,7 +85,7 @@ def _per_sample(values: Tensor, x: Tensor) -> Tensor:
 
 def _to(values: Tensor, x: Tensor) -> Tensor:
     """Numbers from the host in x's dtype and on its device, without waiting for it."""
-    return values.to(x.device, x.dtype, non_blocking=True)
+    return sent(values.to(x.dtype), x.device)
 
 
 def min_snr(sigma: Tensor, gamma: float, parameterization: Parameterization) -> Tensor:
@@ -199,7 +200,7 @@ class DiffusionStage(Stage):
         context = getattr(batch, "context", None)
         if context is None or self.config.train_text_encoder:
             return self._encode(conditioning.text_ids(batch, self.model.tokenizer, self._null_ids, drop))
-        drop = drop.to(context.device, non_blocking=True)
+        drop = sent(drop, context.device)
         return torch.where(drop[:, None, None], self._null_context, context.float())
 
     def _encode(self, ids: Tensor) -> Tensor:
