@@ -5,8 +5,9 @@ from sprite_sets import write_sprites
 
 from safelight.training.data.captions import OFF
 from safelight.training.data.scenes import SceneData
-from safelight.training.loop.assembly import data_set, groups, text_parts
+from safelight.training.loop.assembly import data_set, groups
 from safelight.training.loop.recipes import DiffusionRecipe
+from safelight.training.loop.words import text_parts
 
 PLACES = ("at the left", "at the right", "at the top", "at the bottom", "in the top", "in the bottom")
 

@@ -6,5 +6,5 @@ optim, ema    the optimizer and moving averages; snapshots for choosing an avera
 distributed   one process or many; rng holds every process's random numbers
 log, sheets   what there is to watch; plots and cards, what there is to show
 recipes       everything a run can be told, once; assembly makes a stage and its data of it
-              (conditioners and decoders: what models beside the usual need)
+              (words: what a new model reads with; conditioners and decoders: what others need)
 """

@@ -12,18 +12,15 @@ from torch import nn
 
 from safelight import kernels
 from safelight.checkpoint.detect import family
-from safelight.checkpoint.load import load_autoencoder, load_text_encoder
-from safelight.checkpoint.writing import replacing_folder
+from safelight.checkpoint.load import load_autoencoder
 from safelight.diffusion.schedule import noise_schedule
 from safelight.errors import InputError, nearest
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
-from safelight.models.clip import TextConfig, TextEncoder
 from safelight.models.conditioners import Conditioner, LayoutEmbedder
 from safelight.models.presets import AUTOENCODERS, UNETS, levels
 from safelight.models.unet import UNet, UNetConfig
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.loading import load
-from safelight.text.tokenizer import Tokenizer
 from safelight.training.data.batches import Buckets, Data, PictureData
 from safelight.training.data.captions import WORDINGS
 from safelight.training.data.collections import Captions, open_collection
@@ -31,17 +28,15 @@ from safelight.training.data.encoding import INDEX, precompute
 from safelight.training.data.latents import LatentData
 from safelight.training.data.planning import MIXES
 from safelight.training.data.scenes import SceneData
-from safelight.training.data.vocabulary import train_tokenizer
 from safelight.training.loop.conditioners import class_names, examples, needs_scenes, new_conditioner
-from safelight.training.loop.distributed import once
 from safelight.training.loop.recipes import (
     FEATURES,
-    TOKENIZER,
     AutoencoderRecipe,
     DataConfig,
     DiffusionRecipe,
     LoopConfig,
 )
+from safelight.training.loop.words import frozen_text, new_text_encoder, text_parts
 from safelight.training.stages.autoencoder import AutoencoderStage
 from safelight.training.stages.beginning import begin_linear
 from safelight.training.stages.conditioning import channels_beside, token_ids
@@ -52,7 +47,6 @@ from safelight.training.stages.perceptual import load_perceptual
 from safelight.training.stages.stage import Stage
 
 SHEET_PROMPTS = 8
-VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS = 20, 100_000  # what a new vocabulary is trained on, at most
 GROUPS = 32  # of group norms, where the channels allow it
 
 # Stable Diffusion's schedule (Rombach et al. 2022 used the wider 0.0015 to 0.0195 for smaller latents).
@@ -345,51 +339,6 @@ def groups(widths: Sequence[int]) -> int:
     A norm of one channel takes its mean and strength away: nothing would be left of a plain picture's colour.
     """
     return gcd(GROUPS, *widths, max(min(widths) // 2, 1))
-
-
-def new_text_encoder(recipe: DiffusionRecipe) -> bool:
-    """Whether the recipe's text encoder begins with random weights."""
-    return recipe.conditioning == "text" and recipe.init is None and recipe.text_encoder is None
-
-
-def text_parts(recipe: DiffusionRecipe, data: Data[Any], run: Path) -> tuple[Tokenizer, TextEncoder]:
-    """The tokenizer and text encoder of a model, or new ones with a vocabulary of the captions, which `run` keeps."""
-    if recipe.text_encoder is not None:
-        return frozen_text(recipe.text_encoder, torch.device("cpu"))
-    tokenizer = vocabulary_of(recipe, data, run / TOKENIZER)
-    config = TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.text_width,
-        intermediate_size=4 * recipe.text_width,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=max(recipe.text_width // 64, 1),
-        max_position_embeddings=tokenizer.max_length,
-        projection_dim=recipe.text_width,
-        bos_token_id=tokenizer.bos,
-        eos_token_id=tokenizer.eos,
-        pad_token_id=tokenizer.pad,
-    )
-    return tokenizer, TextEncoder(config)
-
-
-def frozen_text(name: str, device: torch.device) -> tuple[Tokenizer, TextEncoder]:
-    """The tokenizer (CLIP's, where there is none) and the text encoder of a model's folder."""
-    tokenizer = Path(name) / "tokenizer"
-    network = load_text_encoder(name, device=device, dtype=torch.float32)
-    return Tokenizer.load(tokenizer) if tokenizer.is_dir() else Tokenizer.clip(), network
-
-
-def vocabulary_of(recipe: DiffusionRecipe, data: Data[Any], folder: Path) -> Tokenizer:
-    """The run's own vocabulary: read from `folder`, or trained on the data's captions and written there."""
-
-    def make() -> None:
-        if not folder.is_dir():
-            captions = data.captions(recipe.seed, min(len(data) * VOCABULARY_EPOCHS, VOCABULARY_CAPTIONS))
-            with replacing_folder(folder, is_ours=lambda _: False) as temporary:
-                train_tokenizer(captions, size=recipe.vocabulary_size, max_length=recipe.text_length).save(temporary)
-
-    once(make)
-    return Tokenizer.load(folder)
 
 
 def autoencoder_config(recipe: AutoencoderRecipe) -> AutoencoderConfig:
