@@ -182,7 +182,7 @@ def test_a_compiled_unet_draws_the_same(pipe):
 def test_single_files(wordy_model, tmp_path):
     pipe = compat.StableDiffusionPipeline.from_pretrained(wordy_model)
     save_single_file(load_parts(wordy_model), tmp_path / "model.safetensors")
-    loaded = compat.StableDiffusionPipeline.from_single_file(tmp_path / "model.safetensors")
+    loaded = compat.StableDiffusionPipeline.from_single_file(tmp_path / "model.safetensors", revision="main")
     loaded.scheduler = pipe.scheduler
     assert_same_weights(loaded, pipe)
     assert np.abs(draw(loaded) - draw(pipe)).max() < 1e-5

@@ -114,9 +114,10 @@ class DiffusionPipeline:
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike[str], **options: Any) -> Self:
         """Load a .safetensors or .ckpt file in the CompVis layout. Options as in `from_pretrained`."""
-        chosen = Options.read(options, also=dict.fromkeys(NAMES))
-        parts = load_parts(os.fspath(pretrained_model_link_or_path), dtype=chosen.dtype, variant=chosen.variant,
-                           revision=chosen.revision, local_files_only=chosen.local_files_only)  # fmt: skip
+        chosen, name = Options.read(options, also=dict.fromkeys(NAMES)), os.fspath(pretrained_model_link_or_path)
+        revision = None if Path(name).exists() else chosen.revision  # which diffusers passes over for a file, as here
+        parts = load_parts(name, dtype=chosen.dtype, variant=chosen.variant, revision=revision,
+                           local_files_only=chosen.local_files_only)  # fmt: skip
         stage: Any = AutoencoderKL if parts.autoencoder.config.kind == "AutoencoderKL" else VQModel
         unet: Any = UNet2DConditionModel if parts.unet.config.conditional else UNet2DModel
         found = {
