@@ -41,7 +41,7 @@ def convert(
     if target.suffix != ".safetensors" and LIKE_A_FILE.fullmatch(target.suffix) and not target.is_dir():
         raise InputError(f"{target.name} looks like a file's name", remedy="end it in .safetensors, or name a folder")
     if not overwrite and (target.is_file() or (target.is_dir() and any(target.iterdir()))):
-        raise InputError(f"{target} exists", remedy="name another, or say that it may be overwritten")
+        raise InputError(f"{target} exists", remedy="name another, or let it be replaced: --overwrite, overwrite=True")
     parts = load_parts(source, dtype=_dtype(dtype), **options)
     if target.suffix == ".safetensors":
         save_single_file(parts, target)

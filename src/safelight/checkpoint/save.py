@@ -29,7 +29,7 @@ from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.conditioners import config_of
 from safelight.models.tiny_decoder import TinyDecoder
-from safelight.text.folder import contents
+from safelight.text.folder import WHOLE, contents
 
 PIPELINES = {
     "-inpaint": "StableDiffusionInpaintPipeline",
@@ -224,5 +224,6 @@ def metadata(parts: Parts) -> dict[str, str]:
     notes = {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}
     own, usual = parts.tokenizer, tokenizer(found.text_dialect)
     if own is not None and usual is not None and not own.same_ids(usual):
-        notes[TOKENIZER] = json.dumps(dict(list(contents(own).items())[:3]), ensure_ascii=False)
+        files = contents(own)
+        notes[TOKENIZER] = json.dumps({name: files[name] for name in WHOLE}, ensure_ascii=False)
     return notes

@@ -32,6 +32,7 @@ from safelight.models.config import frozen
 from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
+from safelight.text.folder import WHOLE
 from safelight.text.tokenizer import Tokenizer
 
 METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
@@ -224,9 +225,10 @@ def noted_tokenizer(file: Tensors) -> Tokenizer | None:
     if text is None:
         return None
     try:
+        files = json.loads(text)
         with TemporaryDirectory() as folder:
-            for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-                (Path(folder) / name).write_text(json.loads(text)[name], encoding="utf-8")
+            for name in WHOLE:
+                (Path(folder) / name).write_text(files[name], encoding="utf-8")
             return Tokenizer.load(folder)
     except (SafelightError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"its metadata entry {TOKENIZER!r} is no tokenizer ({type(error).__name__}: {error})"

@@ -19,6 +19,7 @@ from safelight.writing import replacing
 
 SPECIALS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+WHOLE = ("vocab.json", "merges.txt", "tokenizer_config.json")  # of the files, those that say everything
 UNLIMITED = 1_000_000  # transformers writes 10^30 where nobody ever said a model_max_length
 
 
@@ -64,7 +65,7 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> None:
 
 
 def contents(tokenizer: Tokenizer) -> dict[str, str]:
-    """What stands in each of those files, by its name. The first three, without the others, are the whole tokenizer."""
+    """What stands in each of those files, by its name."""
     names = {key: getattr(tokenizer, key) for key in SPECIALS}
     added = {tokenizer.id(token.content): token for token in tokenizer.added}
     beyond = {token.content: i for i, token in added.items() if token.content not in tokenizer.vocabulary.ids}

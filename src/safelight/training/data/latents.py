@@ -114,8 +114,7 @@ class LatentData:
         """Give the samples of these numbers on the device."""
         device = torch.device(device)
         if not self._keeps(device):
-            gathered = self.gather(seed, numbers)
-            return (gathered.pin_memory() if device.type == "cuda" else gathered).to(device)
+            return self.gather(seed, numbers).to(device)
         rows = self._chosen(seed, numbers)
         index = sent(torch.tensor(rows), device)
         selected: dict[str, Any] = {key: all.index_select(0, index) for key, all in self._on(device).items()}
