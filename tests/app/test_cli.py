@@ -56,8 +56,8 @@ def test_draws_from_bare_words_and_never_overwrites(tmp_path):
 
 def test_a_sampler_may_be_asked_for_as_a1111_calls_it(tmp_path):
     small = ("--model", "random", "--steps", 2, "--width", 64, "--height", 64)
-    drawn = run("a fox", *small, "--sampler", "DPM++ 2M Exponential", cwd=tmp_path)
-    assert drawn.returncode == 0, drawn.stderr
+    drawn = run("a fox", *small, "--sampler", "DPM++ 2M Exponential", "--out", "new/fox.webp", cwd=tmp_path)
+    assert drawn.returncode == 0 and drawn.stdout.strip() == "new/fox.webp", drawn.stderr
     said = json.loads(run("info", drawn.stdout.strip(), "--json", cwd=tmp_path).stdout)["request"]
     assert (said["sampler"], said["grid"]) == ("dpmpp_2m", "exponential")
     refused = run("a fox", *small, "--sampler", "DPM++ 2M Exponential", "--grid", "karras", cwd=tmp_path)

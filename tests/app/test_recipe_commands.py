@@ -39,7 +39,10 @@ def test_again_gives_the_same_pixels(run, drawn, folder):
     assert made.returncode == 0, made.stderr
     assert "the pixels are identical" in made.stderr
     assert Image.open(folder / made.stdout.strip()).tobytes() == Image.open(folder / drawn).tobytes()
-    other = json.loads(run("again", drawn, "--seed", 8, "--out", "again", "--no-metadata", "--json").stdout)
+    other = json.loads(run("again", drawn, "--seed", 8, "--out", "other.png", "--no-metadata", "--json").stdout)
+    assert other["path"] == "other.png"
+    once_more = run("again", drawn, "--out", "other.png")
+    assert once_more.stdout.strip() == "other-2.png"
     assert Image.open(folder / other["path"]).info == {}
     assert Image.open(folder / other["path"]).tobytes() != Image.open(folder / drawn).tobytes()
 
@@ -72,15 +75,21 @@ def test_a_strangers_text_does_not_move_the_cursor(run, folder):
     assert "kept, but not understood" in shown.stdout and "Mystery" in shown.stdout
 
 
-def test_errors_are_clear(run, folder):
-    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+@pytest.fixture
+def a1111(folder):
+    """A picture that says it was drawn by a model nobody has."""
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", "a fox\nSteps: 3, Sampler: Euler, Seed: 1, Model: wonder, Model hash: 0123456789")
     Image.new("RGB", (8, 8)).save(folder / "a1111.png", pnginfo=info)
+    return "a1111.png"
+
+
+def test_errors_are_clear(run, folder, a1111):
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
     for arguments, code, words in (
         (("info", "nowhere.png"), 2, "no file nowhere.png"),
         (("again", "broken.png"), 2, "broken PNG"),
-        (("again", "a1111.png"), 1, "'wonder' is not known on this machine (0123456789)"),
+        (("again", a1111), 1, "'wonder' is not known on this machine (0123456789)"),
     ):
         failed = run(*arguments)
         assert failed.returncode == code and words in failed.stderr, failed.stderr
@@ -100,7 +109,7 @@ def test_again_tells_what_it_leaves_out(run, folder):
         assert left_out in " ".join(made.stderr.split()), left_out
 
 
-def test_again_from_a1111_with_a_model_that_is_given(run, folder):
-    made = run("again", "a1111.png", "--model", "random", "--out", "theirs")
+def test_again_from_a1111_with_a_model_that_is_given(run, a1111):
+    made = run("again", a1111, "--model", "random", "--out", "theirs")
     assert made.returncode == 0, made.stderr
     assert "AUTOMATIC1111's recipe in our words" in made.stderr

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from safelight.errors import InputError
-from safelight.pipeline.pictures import load_mask, load_picture
+from safelight.pipeline.pictures import Pictures, load_mask, load_picture
 
 RAMP = np.tile(np.linspace(0, 65_535, 256).round().astype(np.uint16), (8, 1))
 
@@ -57,3 +57,21 @@ def test_numbers_without_a_white_are_refused(mode):
 def test_a_mask_with_nothing_to_repaint_is_refused():
     with pytest.raises(InputError, match="black everywhere"):
         load_mask(Image.new("L", (32, 16)), torch.zeros(1, 3, 16, 32))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp"])
+def test_a_picture_takes_the_name_it_is_given(tmp_path, ending):
+    pictures = Pictures((Image.new("RGB", (8, 8), "teal"),) * 2, (4, 5), torch.zeros(2, 4, 1, 1))
+    one = Pictures(pictures.images[:1], (4,), torch.zeros(1, 4, 1, 1))
+    name = tmp_path / "new" / f"fox.{ending}"
+    assert one.save(name) == (name,) and name.stat().st_size
+    assert one.save(name) == (name.with_stem("fox-2"),)  # what is there is not written over
+    assert pictures.save(name) == (name.with_stem("fox-4"), name.with_stem("fox-5"))
+
+
+def test_elsewhere_pictures_are_named_by_stem_and_seed(tmp_path):
+    one = Pictures((Image.new("RGB", (8, 8), "teal"),), (4,), torch.zeros(1, 4, 1, 1))
+    folder = tmp_path / "album.png"
+    folder.mkdir()
+    for place in (folder, tmp_path / "v1.5"):
+        assert one.save(place, "fox") == (place / "fox-4.png",)

@@ -106,9 +106,9 @@ def draw(
     """Load, draw with a progress bar, or with previews, write files, and tell where they are."""
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import check_folder
+    from safelight.pipeline.pictures import check_folder, folder_of
 
-    check_folder(out)
+    check_folder(folder_of(out))
     if model == "random":
         say("Drawing with an untrained stand-in: expect coloured noise.")
     with onlooker(preview, f"loading {model}") as looking:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from safelight.app.console import Progress, onlooker, say
-from safelight.app.options import DEFAULT_MODEL, LOADING, JsonOption, ModelOption, OutOption, PreviewOption, asking
+from safelight.app.options import DEFAULT_MODEL, LOADING, FolderOption, JsonOption, ModelOption, PreviewOption, asking
 from safelight.pipeline.exploring import explore, planned, slug
 from safelight.pipeline.morphing import check_way, morph, save_way, settled
 
@@ -22,7 +22,7 @@ FpsOption = Annotated[float, typer.Option(help="frames shown in a second")]
 GRID: dict[str, tuple[Any, Any]] = {
     "model": (DEFAULT_MODEL, ModelOption),
     **LOADING,
-    "out": (Path("outputs"), OutOption),
+    "out": (Path("outputs"), FolderOption),
     "as_json": (False, JsonOption),
 }
 MORPH: dict[str, tuple[Any, Any]] = {

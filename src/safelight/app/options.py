@@ -38,7 +38,8 @@ EmbeddingOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
+FolderOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures, or a name such as fox.png")]
 PreviewOption = Annotated[bool, typer.Option("--preview", help="show in the terminal what is coming, at each step")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 

@@ -90,13 +90,13 @@ def again(
     Where another program's picture has LoRAs, --lora FILE fills in for the one of its name, by the weight it had there.
     """
     from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import check_folder, save_picture
+    from safelight.pipeline.pictures import check_folder, folder_of, names_picture, save_picture
     from safelight.pipeline.recipes.adapters import filled
     from safelight.pipeline.recipes.reading import read_picture
     from safelight.pipeline.recipes.redraw import difference, model_for, redraw, required
 
     reading = read_picture(file)
-    check_folder(out)
+    check_folder(folder_of(out))
     inputs = {"image": image, "mask": mask, "class_map": class_map}
     required(reading, **inputs)  # before anything that takes a while
     reading, added = filled(reading, loras, without=without_loras)
@@ -112,7 +112,8 @@ def again(
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else recipe.request['seed']}"
-    path = save_picture(picture, out / f"{stem}.png", recipe if metadata else None)
+    name = out if names_picture(out) else out / f"{stem}.png"
+    path = save_picture(picture, name, recipe if metadata else None)
     compared = difference(file, picture) if seed is None else ""
     if as_json:
         typer.echo(json.dumps({"path": str(path), "compared": compared, "remarks": redrawn.remarks}))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # The rare decoders of an imaging library are where its holes are; these three are what people have.
 FORMATS = ("PNG", "JPEG", "WEBP")
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP, of 100
 
 
@@ -62,17 +63,28 @@ class Pictures(Sequence[Image.Image]):
         return iter(self.images)
 
     def save(
-        self, folder: str | Path, stem: str = "picture", *, format: str = "png", metadata: bool = True
+        self, place: str | Path, stem: str = "picture", *, format: str = "png", metadata: bool = True
     ) -> tuple[Path, ...]:
-        """Write the pictures as `stem-seed.png` into a folder, with their recipes unless `metadata` is False.
+        """Write the pictures with their recipes unless `metadata` is False, and return the files' paths.
 
-        format: "png", or "jpeg" or "webp", which lose a little. No file is written over: a number is added to the name.
-        A JPEG without room for its recipe becomes a PNG. Returns the files' paths. Raises InputError where the folder
-        may not be written to.
+        Args:
+            place: a folder, where they are called `stem-seed.png`; or a name that ends in .png, .jpg, .jpeg or .webp,
+                which is the picture's, or with the seeds behind it (`name-seed.png`) that of several.
+            stem: see there.
+            format: in a folder, "png", or "jpeg" or "webp", which lose a little.
+            metadata: whether their recipes are written into them.
+
+        No file is written over: a number is added to the name. A JPEG without room for its recipe becomes a PNG.
+        Raises InputError where the folder may not be written to.
         """
-        check_folder(Path(folder))
+        place = Path(place)
+        check_folder(folder_of(place))
+        if names_picture(place):
+            beside = [place.with_stem(f"{place.stem}-{seed}") for seed in self.seeds]
+            names = beside if len(self) > 1 else [place]
+        else:
+            names = [place / f"{stem}-{seed}.{format}" for seed in self.seeds]
         recipes = self.recipes if metadata and self.recipes else (None,) * len(self)
-        names = [Path(folder) / f"{stem}-{seed}.{format}" for seed in self.seeds]
         return tuple(_save_with_room(*one) for one in zip(self.images, names, recipes, strict=True))
 
 
@@ -143,6 +155,16 @@ def check_folder(path: Path) -> None:
         raise InputError(f"no pictures can be written into {path}: {there} {reason}", remedy="name another folder")
 
 
+def names_picture(path: Path) -> bool:
+    """Whether a path means a picture, as its ending says, and not a folder that is there."""
+    return path.suffix.lower() in ENDINGS and not path.is_dir()
+
+
+def folder_of(path: Path) -> Path:
+    """Where pictures go: a folder itself, or that of the picture which `path` names."""
+    return path.parent if names_picture(path) else path
+
+
 def save_png(image: Image.Image, path: Path) -> Path:
     """`save_picture` without a recipe."""
     return save_picture(image, path)
@@ -152,7 +174,7 @@ def _save_with_room(image: Image.Image, path: Path, recipe: "Recipe | None") -> 
     try:
         return save_picture(image, path, recipe)
     except InputError:
-        if recipe is None or path.suffix != ".jpeg":
+        if recipe is None or ENDINGS.get(path.suffix.lower()) != "JPEG":
             raise
         return save_picture(image, path.with_suffix(".png"), recipe)
 
@@ -163,7 +185,7 @@ def save_picture(image: Image.Image, path: Path, recipe: "Recipe | None" = None)
     The name's ending says the format: .png, .jpg, .jpeg or .webp. With a recipe the file says how it was made. Raises
     InputError for another ending, or where a JPEG has no room for the recipe.
     """
-    form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower())
+    form = ENDINGS.get(path.suffix.lower())
     if form is None:
         raise InputError(f"pictures are not written as {path.suffix!r}", remedy="use .png, .jpeg or .webp")
     options: dict[str, Any] = {} if form == "PNG" else {"quality": QUALITY}
