@@ -20,6 +20,7 @@ _EXPORTS: dict[str, str] = {
     "text_to_image": "safelight.pipeline.tasks",
     "image_to_image": "safelight.pipeline.tasks",
     "inpaint": "safelight.pipeline.tasks",
+    "outpaint": "safelight.pipeline.tasks",
     "variations": "safelight.pipeline.tasks",
     "unconditional": "safelight.pipeline.tasks",
     "class_to_image": "safelight.pipeline.tasks",

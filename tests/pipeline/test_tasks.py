@@ -171,6 +171,32 @@ def test_inpainting_leaves_what_is_not_masked_alone(model, picture):
     assert change[mask == 255].any()
 
 
+def test_a_mask_may_have_a_soft_edge_as_diffusers_makes_it(model, picture):
+    from diffusers.image_processor import VaeImageProcessor
+
+    stencil = Image.new("L", (72, 56))
+    stencil.paste(255, (20, 10, 50, 30))
+    soft = VaeImageProcessor.blur(stencil, 3)
+    options = {"steps": 2, "seed": 2}
+    drawn, wanted, hard = (
+        safelight.inpaint(model, "a fox", picture, mask, mask_blur=blur, **options)[0]
+        for mask, blur in ((stencil, 3), (soft, 0), (stencil, 0))
+    )
+    assert np.array_equal(pixels(drawn), pixels(wanted)) and not np.array_equal(pixels(drawn), pixels(hard))
+
+
+def test_outpainting_draws_beyond_the_edges_alone(model, picture):
+    drawn = safelight.outpaint(model, "a fox", picture, left=8, top=13, mask_blur=0, steps=2, seed=2)
+    assert drawn[0].size == (72 + 8, 56 + 13)
+    assert np.array_equal(pixels(drawn[0])[13:, 8:], pixels(to_pil(picture)))
+    other = safelight.outpaint(model, "a fox", picture, left=8, top=13, mask_blur=0, steps=2, seed=3)
+    change = pixels(drawn[0]) != pixels(other[0])
+    assert change[:13].any() and change[:, :8].any() and not change[13:, 8:].any()
+    with pytest.raises(InputError, match="nothing is to be drawn") as raised:
+        safelight.outpaint(model, "a fox", picture)
+    assert "right=64" in raised.value.remedy
+
+
 def test_inpainting_model_sees_mask_and_picture(model, picture):
     torch.manual_seed(0)
     painter = replace(model, unet=UNet(replace(model.unet.config, in_channels=9)).eval())

@@ -1,7 +1,7 @@
 """What people call.
 
 fields      every option, named, bounded and explained once
-tasks       text_to_image, image_to_image, inpaint, variations
+tasks       text_to_image, image_to_image, inpaint, outpaint, variations, …
 developing  what they share: grid, noise, sampling, decode
 wording     what each picture is drawn for: styles around a prompt, choices made
 steering    prompts planned and encoded, and which of them acts at which step
@@ -10,7 +10,7 @@ bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 compiling   the U-Net by way of torch.compile
 pictures    pictures <-> tensors, and their files
-surroundings  what is around a mask, cut out to be repainted and laid back
+surroundings  what is around what is repainted: soft edges, a part cut out and laid back, a wider canvas
 recipes/    what a picture's file says of how it was made, and making it again
 exploring   one request along some axes: a grid of pictures
 morphing    the way from one picture to another

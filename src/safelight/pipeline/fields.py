@@ -29,6 +29,10 @@ MaskPadding = Annotated[
     Field(ge=0, le=16384, description="repaint what is around the mask alone, with so many pixels of the picture, at "
           "the size the model draws best; by default the whole picture"),
 ]  # fmt: skip
+MaskBlur = Annotated[
+    float, Field(ge=0, le=512, description="soften the mask's edge by a Gaussian of so many pixels, as A1111 does by 4")
+]
+Margin = Annotated[int, Field(ge=0, le=8192, description="pixels to add on this side")]
 Label = Annotated[Any, Field(description="class of what to draw: its name or its number")]
 Boxes = Annotated[
     Any, Field(description='objects and their boxes, as shares: "apple 0.1 0.2 0.5 0.6, dog …" (x0 y0 x1 y1)')

@@ -1,12 +1,15 @@
-"""Repainting a part of a picture at the size that a model draws best: what is around the mask, cut out and laid back.
+"""What is around what is repainted: a mask's soft edge, the part of a picture that a model draws best, a wider canvas.
 
-diffusers calls it `padding_mask_crop`, A1111 "inpaint only masked".
+To repaint a part at the model's own size, what is around the mask is cut out and laid back; diffusers calls it
+`padding_mask_crop`, A1111 "inpaint only masked".
 """
 
 from dataclasses import replace
 
+import numpy as np
+import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from safelight.errors import InputError
@@ -57,6 +60,20 @@ def laid_back(drawn: Pictures, picture: Tensor, box: Box) -> Pictures:
         whole.paste(image.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
         images.append(whole)
     return replace(drawn, images=tuple(images))
+
+
+def softened(mask: Tensor, blur: float) -> Tensor:
+    """A mask (1, 1, H, W) whose edge is a Gaussian's of `blur` pixels, in steps of 1/255 (Pillow's, as diffusers')."""
+    if not blur:
+        return mask
+    grey = Image.fromarray((mask[0, 0] * 255).round().to(torch.uint8).numpy()).filter(ImageFilter.GaussianBlur(blur))
+    return torch.from_numpy(np.array(grey))[None, None].float() / 255
+
+
+def wider(picture: Tensor, margins: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """A picture (1, 3, H, W) with its edge drawn out by (left, right, top, bottom) pixels, and the mask of those."""
+    known = torch.zeros_like(picture[:, :1])
+    return F.pad(picture, margins, mode="replicate"), F.pad(known, margins, value=1.0)
 
 
 def _grown(low: int, high: int, by: int, limit: int) -> tuple[int, int]:

@@ -17,6 +17,8 @@ from safelight.pipeline.fields import (
     Height,
     ImagePath,
     Label,
+    Margin,
+    MaskBlur,
     MaskPadding,
     MaskPath,
     NoiseLevel,
@@ -127,6 +129,7 @@ def inpaint(
     mask: MaskPath,
     *,
     strength: Strength = 1.0,
+    mask_blur: MaskBlur = 0.0,
     padding_mask_crop: MaskPadding = None,
     **settings: Unpack[Settings],
 ) -> "Pictures":
@@ -144,6 +147,8 @@ def inpaint(
         mask: path, PIL image, array or tensor of the picture's size; white (or 1) is repainted, black (or 0) kept, and
             grey mixes the two in the finished picture.
         strength: below 1, what lies under the mask steers the result.
+        mask_blur: the deviation in pixels of a Gaussian that softens the mask, so that no edge shows; what is beside
+            the white is then repainted a little.
         padding_mask_crop: with a number, the mask's surroundings of so many pixels (and more, for the shape of the
             model's own pictures) are repainted at the size the model was trained at and laid back: for small masks in
             large pictures. None repaints at the picture's own size.
@@ -151,10 +156,10 @@ def inpaint(
     """
     from safelight.pipeline.developing import composite, crop, develop, encode, inpainting_channels, keep_known
     from safelight.pipeline.pictures import load_mask, load_picture, pad
-    from safelight.pipeline.surroundings import cut, laid_back, surroundings, white_box
+    from safelight.pipeline.surroundings import cut, laid_back, softened, surroundings, white_box
 
     whole = picture = load_picture(image)
-    stencil = mask = load_mask(mask, picture)
+    stencil = mask = softened(load_mask(mask, picture), mask_blur)
     factor, box = model.autoencoder.config.factor, None
     if padding_mask_crop is not None:
         height, width = (factor * n for n in model.latent_size())
@@ -172,6 +177,47 @@ def inpaint(
         drawn = develop(model, prompt, settings, latent=latent, strength=strength, blend=edit)
     drawn = crop(drawn, picture)
     return composite(laid_back(drawn, whole, box) if box else drawn, whole, stencil)
+
+
+@task
+def outpaint(
+    model: "LatentDiffusion",
+    prompt: Prompt,
+    image: ImagePath,
+    *,
+    left: Margin = 0,
+    right: Margin = 0,
+    top: Margin = 0,
+    bottom: Margin = 0,
+    mask_blur: MaskBlur = 8.0,
+    **settings: Unpack[Settings],
+) -> "Pictures":
+    """Draw what lies beyond a picture's edges.
+
+    `inpaint` of a wider canvas. Models trained to inpaint see what they go on from; others keep it alone.
+
+    Args:
+        model: what `safelight.load` returns.
+        prompt: a string, or several; what the whole picture shows.
+        image: path, PIL image, uint8 array (H, W, 3) or float tensor (3, H, W) in [-1, 1].
+        left: how many pixels to add there.
+        right: likewise.
+        top: likewise.
+        bottom: likewise.
+        mask_blur: the deviation in pixels of a Gaussian, by which the picture's own rim is drawn anew, so that no edge
+            shows. With 0 all its pixels stay as they were.
+        **settings: see `Settings`.
+
+    Raises:
+        InputError: where nothing is to be added.
+    """
+    from safelight.pipeline.pictures import load_picture
+    from safelight.pipeline.surroundings import wider
+
+    if not (left or right or top or bottom):
+        raise InputError("nothing is to be drawn beyond the picture", remedy="say where, such as right=64")
+    canvas, mask = wider(load_picture(image), (left, right, top, bottom))
+    return inpaint(model, prompt, canvas, mask, mask_blur=mask_blur, **settings)
 
 
 @task

@@ -88,6 +88,8 @@ def test_image_to_image_inpaint_and_variations(model, tmp_path, pair):
     painted = safelight.inpaint(model, "a hat", **pair, **QUICK)
     assert again(model, painted, tmp_path / "3", **pair).remarks == ()
     again(model, safelight.variations(model, **image, count=2, **QUICK), tmp_path / "4", 1, **image)
+    wider = safelight.outpaint(model, "a hat", **image, right=24, **QUICK)
+    assert again(model, wider, tmp_path / "5", **image).remarks == ()
 
 
 def test_the_input_may_come_in_any_form(model, tmp_path, pair):
