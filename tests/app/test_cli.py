@@ -92,13 +92,21 @@ def test_adds_a_lora_and_a_learned_word_and_draws_them_again(tmp_path):
     save_file({layer("down"): down, layer("up"): up}, tmp_path / "ink.safetensors")
     save_file({"emb_params": torch.randn(1, width)}, tmp_path / "word.safetensors")
     beside = ("--lora", f"{tmp_path}/ink.safetensors:0.1", "--embedding", f"<fox>={tmp_path}/word.safetensors")
-    drawn = run("a <fox>", *beside, "--steps", 1, "--seed", 1, "--json", cwd=tmp_path)
+    once = ("--steps", 1, "--seed", 1)
+    drawn = run("a <fox>", *beside, *once, "--json", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     path = tmp_path / json.loads(drawn.stdout)["pictures"][0]["path"]
     model = read_picture(path).model
     assert model["loras"] == {"lora: ink.safetensors": 0.1} and "embedding: <fox>" in model["weights"]
     again = run("again", path, cwd=tmp_path)
     assert again.returncode == 0 and "pixels are identical" in again.stderr
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "ink.safetensors").rename(tmp_path / "loras/Ink.safetensors")
+    named = run("a <fox><lora:ink:0.1>", "--lora", "loras", *beside[2:], *once, "--out", "named.png", cwd=tmp_path)
+    assert named.returncode == 0, named.stderr
+    assert Image.open(tmp_path / "named.png").tobytes() == Image.open(path).tobytes()
+    nobody = run("a <lora:pen:0.1>", "--lora", "loras", *once, cwd=tmp_path)
+    assert nobody.returncode == 1 and "'pen' by 0.1" in nobody.stderr
     plain = run("a fox", "--lora", tmp_path / "word.safetensors", "--steps", 1, cwd=tmp_path)
     assert plain.returncode == 1 and "no part of a LoRA" in plain.stderr
 

@@ -107,8 +107,10 @@ def draw(
     validate(task, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
     from safelight.pipeline.pictures import check_folder, folder_of
+    from safelight.pipeline.recipes.adapters import named
 
     check_folder(folder_of(out))
+    given, loading["loras"] = named(given, loading["loras"])
     if model == "random":
         say("Drawing with an untrained stand-in: expect coloured noise.")
     with onlooker(preview, f"loading {model}") as looking:

@@ -26,7 +26,8 @@ LoraOption = Annotated[
     typer.Option(
         "--lora",
         metavar="FILE[:WEIGHT]",
-        help="a LoRA to add, by 1 or so much: file, folder or hub id; may be repeated",
+        help="a LoRA to add, by 1 or so much: file, folder or hub id, or a folder of those that <lora:NAME:WEIGHT> in "
+        "the prompt asks for; may be repeated",
     ),
 ]
 EmbeddingOption = Annotated[

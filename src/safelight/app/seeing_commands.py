@@ -49,9 +49,11 @@ def shoot(
     """Draw one picture, keep every step, and write the film."""
     validate(text_to_image, given)  # before anything that takes a while
     from safelight.pipeline.loading import load
+    from safelight.pipeline.recipes.adapters import named
     from safelight.pipeline.seeing.film import check_film, film, save_film
 
     check_film(out, fps, columns)
+    given, loading["loras"] = named(given, loading["loras"])
     with onlooker(preview, f"loading {model}") as looking:
         loaded = load(model, **loading)
         shot = film(loaded, watch=looking.watching(loaded), **given)

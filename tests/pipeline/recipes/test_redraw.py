@@ -16,7 +16,7 @@ from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.pipeline.loading import load
 from safelight.pipeline.pictures import save_picture
 from safelight.pipeline.recipes import infotext, weights
-from safelight.pipeline.recipes.adapters import filled
+from safelight.pipeline.recipes.adapters import filled, named
 from safelight.pipeline.recipes.reading import read_picture
 from safelight.pipeline.recipes.recipe import ModelCard, Recipe
 from safelight.pipeline.recipes.redraw import difference, model_for, redraw, weights_of
@@ -234,6 +234,24 @@ def test_a_file_fills_in_for_a_strangers_lora(model, single, tmp_path, memory):
     plain = replace(reading, request={**reading.request, "prompt": "a fox  "})
     by_hand = redraw(plain, load(single, prediction_type="sample", loras=[(ink, 0.3), (other, -0.05)]))
     assert torch.allclose(redrawn.pictures.latents, by_hand.pictures.latents, atol=1e-4)
+
+
+def test_a_prompt_s_loras_are_found_by_name(tmp_path):
+    (tmp_path / "old").mkdir()
+    for file in ("Ink.safetensors", "old/ink.safetensors", "old/pen.safetensors", "other.safetensors"):
+        (tmp_path / file).touch()
+    ink, pen, other = (tmp_path / file for file in ("Ink.safetensors", "old/pen.safetensors", "other.safetensors"))
+    request = {"prompt": "a fox <lora:ink:0.3>", "negative_prompt": "<lyco:PEN:-2:1>", "extra_networks": "error"}
+    settled = request | {"extra_networks": "ignore"}
+    assert named(request, [str(tmp_path)]) == (settled, [(ink, 0.3), (pen, -2.0)])
+    assert named(request, [pen, f"{ink}:0.5", other])[1] == [(pen, -2.0), (str(ink), 0.5), (other, 1.0)]
+    with pytest.raises(MissingPartError, match="not given: 'PEN' by -2") as raised:
+        named(request, [other, ink])
+    assert "folder" in raised.value.remedy
+    for left in ({"prompt": "a fox"}, settled, {"prompt": "<lora:ink:1><hypernet:x:1>"}):
+        assert named(left, [other]) == (left, [(other, 1.0)])
+    stranger = infotext.read("a <lora:pen:0.3>\nSteps: 1, Sampler: Euler, Seed: 1")
+    assert filled(stranger, [tmp_path])[1] == [(pen, 0.3)]
 
 
 def test_loras_of_strangers_are_named_where_no_file_fills_in():
