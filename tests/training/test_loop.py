@@ -63,6 +63,25 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
     assert [row["step"] for row in read_log(tmp_path / "halves")] == [2, 4, 6]
 
 
+def test_a_sheet_is_drawn_without_compiling_for_it(tmp_path, monkeypatch):
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend=counted))
+    numbers = []
+    for run, every in (("quiet", 0), ("drawn", 1)):
+        torch.compiler.reset()
+        graphs.clear()
+        train(stage(sheet_steps=2), MomentData(), tmp_path / run, config(steps=2, sheet_every=every, compile=True))
+        numbers.append(len(graphs))
+    torch.compiler.reset()
+    assert numbers[0] == numbers[1] > 0 and (tmp_path / "drawn/sheets/step-00000002.png").is_file()
+
+
 def gradients(run_stage, run, **options):
     trainer = Trainer(run_stage, MomentData(), run, config(**options), World())
     trainer.forward_backward(trainer.batches())

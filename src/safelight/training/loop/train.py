@@ -205,6 +205,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """Without gradients and in other batches, compiled networks would first be compiled again: for minutes."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+
     def _guarded(self, batch: Iterator[Any]) -> None:
         """`forward_backward`; if it fails, save what the steps before have made, which its passes have not touched."""
         rng = rng_state(self.world.device)
@@ -292,7 +296,7 @@ class Trainer:
             return
         rng = rng_state(self.world.device)
         try:
-            with torch.no_grad(), self.averages.applied(), self._autocast():
+            with torch.no_grad(), self.averages.applied(), self._autocast(), self._uncompiled():
                 sheet = self.stage.sheet()
                 reshard(self.stage.modules)
             if sheet is not None and self.world.first:
