@@ -48,7 +48,7 @@ PIXELS = {"reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "dis
           "beta2": 0.99, "clip": 1, "batch-size": 8, "course": "cosine", "ema-decay": 0.998,
           "sheet-pictures": 16}  # fmt: skip
 
-# What twenty hours of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second
+# What a day of one core can do: of 128 pixels, 16 to each of the latents' 8x8 places, since what the second
 # stage costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things
 # aside, in eight channels, since few are learnt soonest; then it gets the others, for edges and small things. The
 # decoder goes on when latents are settled, since what it learns then leaves the second stage valid: with twice the
@@ -77,7 +77,7 @@ CPU = {
     "wider": {"times": 2},
     "decoder": {
         **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
-        "learning-rate": 3e-4, "steps": 8500, "warmup": 200,
+        "learning-rate": 3e-4, "steps": 12500, "warmup": 200,
     },
 }  # fmt: skip
 
