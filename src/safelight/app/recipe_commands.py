@@ -90,7 +90,7 @@ def again(
     Where another program's picture has LoRAs, --lora FILE fills in for the one of its name, by the weight it had there.
     """
     from safelight.pipeline.loading import load
-    from safelight.pipeline.pictures import check_folder, folder_of, names_picture, save_picture
+    from safelight.pipeline.pictures import check_folder, folder_of, names_picture
     from safelight.pipeline.recipes.adapters import filled
     from safelight.pipeline.recipes.reading import read_picture
     from safelight.pipeline.recipes.redraw import difference, model_for, redraw, required
@@ -113,7 +113,7 @@ def again(
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else recipe.request['seed']}"
     name = out if names_picture(out) else out / f"{stem}.png"
-    path = save_picture(picture, name, recipe if metadata else None)
+    path = redrawn.pictures.save(name, metadata=metadata)[0]
     compared = difference(file, picture) if seed is None else ""
     if as_json:
         typer.echo(json.dumps({"path": str(path), "compared": compared, "remarks": redrawn.remarks}))
