@@ -75,3 +75,10 @@ def test_elsewhere_pictures_are_named_by_stem_and_seed(tmp_path):
     folder.mkdir()
     for place in (folder, tmp_path / "v1.5"):
         assert one.save(place, "fox") == (place / "fox-4.png",)
+
+
+def test_what_is_not_written_makes_no_folder(tmp_path):
+    one = Pictures((Image.new("RGB", (8, 8), "teal"),), (4,), torch.zeros(1, 4, 1, 1))
+    with pytest.raises(InputError, match=r"not written as '\.gif'") as raised:
+        one.save(tmp_path / "fox.gif")
+    assert ".png" in raised.value.remedy and not list(tmp_path.iterdir())

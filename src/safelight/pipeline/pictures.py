@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The rare decoders of an imaging library are where its holes are; these three are what people have.
 FORMATS = ("PNG", "JPEG", "WEBP")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+OTHER_ENDINGS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic")  # of pictures as well, hence of no folder
 QUALITY = 95  # of JPEG and WebP, of 100
 
 
@@ -161,7 +162,12 @@ def names_picture(path: Path) -> bool:
 
 
 def folder_of(path: Path) -> Path:
-    """Where pictures go: a folder itself, or that of the picture which `path` names."""
+    """Where pictures go: a folder itself, or that of the picture which `path` names.
+
+    Raises InputError where it names a picture of a kind that is not written.
+    """
+    if path.suffix.lower() in OTHER_ENDINGS and not path.is_dir():
+        raise _unwritten(path)
     return path.parent if names_picture(path) else path
 
 
@@ -187,13 +193,17 @@ def save_picture(image: Image.Image, path: Path, recipe: "Recipe | None" = None)
     """
     form = ENDINGS.get(path.suffix.lower())
     if form is None:
-        raise InputError(f"pictures are not written as {path.suffix!r}", remedy="use .png, .jpeg or .webp")
+        raise _unwritten(path)
     options: dict[str, Any] = {} if form == "PNG" else {"quality": QUALITY}
     if recipe is not None:
         from safelight.pipeline.recipes.texts import save_options
 
         options |= save_options(form, *recipe.texts())
     return write_new(path, lambda file: image.save(file, format=form, **options))
+
+
+def _unwritten(path: Path) -> InputError:
+    return InputError(f"pictures are not written as {path.suffix!r}", remedy="use .png, .jpeg or .webp")
 
 
 def opened(picture: Any, what: str) -> Image.Image:

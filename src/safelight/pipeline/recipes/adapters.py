@@ -33,13 +33,12 @@ def named(request: dict[str, Any], files: Sequence[LoraName]) -> tuple[dict[str,
     amounts, found = _amounts(loras), []
     for file in _out_of_folders(files, amounts):
         path, weight = parse(file)
-        name = next((name for name in amounts if _stem(name) == _stem(path)), None)
+        name = _namesake(path, amounts)
         amount = 1.0 if name is None else amounts.pop(name)
         found.append((path, amount if path == file else weight))
     if amounts:
-        told = ", ".join(f"{name!r} by {amount:g}" for name, amount in amounts.items())
         remedy = "name the file of each, or the folder where they lie, by --lora"
-        raise MissingPartError(f"the prompt asks for LoRAs that are not given: {told}", remedy=remedy)
+        raise MissingPartError(f"the prompt asks for LoRAs that are not given: {_told(amounts)}", remedy=remedy)
     return {**request, "extra_networks": "ignore"}, found
 
 
@@ -59,7 +58,7 @@ def filled(
     asked = _asked(reading.request)
     left, remarks, loras = wanted(reading, asked), [], []
     given = [(parse(file), parse(file)[0] != file) for file in _out_of_folders(files, left)]
-    namesakes = [next((name for name in left if _stem(name) == _stem(file)), None) for (file, _), _ in given]
+    namesakes = [_namesake(file, left) for (file, _), _ in given]
     for ((file, weight), own), name in zip(given, namesakes, strict=True):
         place = name or next((one for one in left if one not in namesakes), None)
         amount = left.pop(place, 1.0) if place is not None else 1.0
@@ -67,9 +66,8 @@ def filled(
         if name is None and place is not None:
             remarks.append(f"{Path(file).name} fills in for the LoRA {place!r}, by {loras[-1][1]:g}")
     if left and not without:
-        told = ", ".join(f"{name!r} by {amount:g}" for name, amount in left.items())
         remedy = "give each with --lora FILE, or go --without-loras"
-        raise MissingPartError(f"the picture was drawn with LoRAs that are not given: {told}", remedy=remedy)
+        raise MissingPartError(f"the picture was drawn with LoRAs that are not given: {_told(left)}", remedy=remedy)
     remarks += [f"the LoRA {name!r} was left out" for name in left]
     remarks += [f"{network} was left out" for network in asked if network.kind not in KINDS]
     words = {"extra_networks": "ignore"} if asked else {}
@@ -116,6 +114,15 @@ def _out_of_folders(files: Sequence[LoraName], names: Collection[str]) -> list[L
                 there.setdefault(_stem(one), one)
         found += there.values() or [file]
     return found
+
+
+def _namesake(file: str | Path, names: Collection[str]) -> str | None:
+    """The LoRA, of these names, that a file is called by."""
+    return next((name for name in names if _stem(name) == _stem(file)), None)
+
+
+def _told(amounts: Amounts) -> str:
+    return ", ".join(f"{name!r} by {amount:g}" for name, amount in amounts.items())
 
 
 def _stem(file: str | Path) -> str:
