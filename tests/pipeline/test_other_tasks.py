@@ -19,6 +19,7 @@ from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.conditioners import ClassEmbedder, LayoutEmbedder, MapEmbedder
 from safelight.models.presets import levels
 from safelight.models.unet import UNet
+from safelight.pipeline.bundle import tasks_of
 from safelight.pipeline.conditions import PICTURE_NOISE
 from safelight.pipeline.standin import random_model
 from safelight.text.tokenizer import Tokenizer
@@ -372,3 +373,23 @@ def test_latent_diffusion_s_own_inpainting_sees_what_its_script_shows_it(ldm_pai
     torch.testing.assert_close(drawn.latents, x, rtol=0, atol=1e-4)
     other = safelight.inpaint(replace(model, family="ldm"), "", picture, Image.fromarray(mask), seed=5, **DDIM)
     assert not torch.allclose(other.latents, x, atol=1e-2)
+
+
+# What a model can be asked for
+
+
+def test_the_tasks_of_a_model_are_those_it_draws(model, picture):
+    mask = Image.new("L", picture.size, 255)
+    given = {"text_to_image": {"prompt": "a fox"}, "unconditional": {}, "class_to_image": {"label": 1},
+             "image_to_image": {"prompt": "a fox", "image": picture}, "variations": {"image": picture},
+             "inpaint": {"prompt": "a fox", "image": picture, "mask": mask},
+             "outpaint": {"prompt": "a fox", "image": picture, "left": 8}}  # fmt: skip
+    of_words, of_classes = tasks_of(model), tasks_of(class_model("table"))
+    assert set(of_words) == set(given) - {"class_to_image"} and of_words[0] == "text_to_image"
+    assert of_classes == ("class_to_image", "unconditional")
+    for loaded, tasks in ((model, of_words), (class_model("table"), of_classes)):
+        for task in tasks:
+            assert getattr(safelight, task)(loaded, **given[task], steps=1, seed=0)
+    for task in set(given) - set(of_classes) - {"image_to_image", "variations", "inpaint", "outpaint"}:
+        with pytest.raises(InputError, match="this model was trained"):
+            getattr(safelight, task)(class_model("table"), **given[task], steps=1)

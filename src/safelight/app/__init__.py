@@ -1,1 +1,1 @@
-"""The command line, made from the same annotations as the tasks (see pipeline/fields.py)."""
+"""The command line, and in `server` the page: both made from the same annotations as the tasks (pipeline/fields.py)."""

@@ -5,7 +5,6 @@ imported before a command runs, so that help answers at once. Exit codes: 0 done
 """
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from safelight.app import (
     plot_commands,
     recipe_commands,
     seeing_commands,
+    serve_command,
     training_commands,
 )
 from safelight.app.console import onlooker, say, table
@@ -36,6 +36,7 @@ from safelight.app.options import (
     asking,
 )
 from safelight.pipeline.fields import validate
+from safelight.pipeline.files import file_stem
 from safelight.pipeline.tasks import TASKS
 
 app = typer.Typer(
@@ -127,11 +128,6 @@ def draw(
                 say(prompt or "(no words)")
     if as_json:
         typer.echo(json.dumps({"model": model, "pictures": rows}))
-
-
-def file_stem(words: str) -> str:
-    """Words as the beginning of a file's name."""
-    return re.sub(r"\W+", "-", words.lower()).strip("-")[:48].strip("-") or "picture"
 
 
 for _name, _task in TASKS.items():
@@ -234,6 +230,7 @@ seeing_commands.register(app, answers)
 plot_commands.register(app, answers)
 recipe_commands.register(app, answers)
 exploring_commands.register(app, answers)
+serve_command.register(app, answers)
 
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 COMMANDS |= {group.name for group in app.registered_groups if group.name}

@@ -205,6 +205,20 @@ TRAINED_FOR = {
     "nothing": ("to draw without being asked", "unconditional"),
 }
 
+# What a model that is asked in words can draw; one that paints masks draws all of it as well
+IN_WORDS = ("text_to_image", "image_to_image", "inpaint", "outpaint", "variations", "unconditional")
+
+
+def tasks_of(model: LatentDiffusion) -> tuple[str, ...]:
+    """The tasks that a model can be asked for, the one it was trained for first; none where that is none of ours."""
+    sees, by = model.sees, model.steered_by
+    if by == "words" and sees in ("nothing", "mask"):
+        return ("inpaint", *(task for task in IN_WORDS if task != "inpaint")) if sees == "mask" else IN_WORDS
+    task = TRAINED_FOR[sees if sees != "nothing" else by][1]
+    if " " in task:
+        return ()
+    return (task, "unconditional") if sees == "nothing" and task != "unconditional" else (task,)
+
 
 def wrong_task(model: LatentDiffusion) -> InputError:
     """The error of asking a model for what it was not trained for: it names what it can be asked for."""

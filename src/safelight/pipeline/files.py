@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and never over one that is there."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from itertools import count
@@ -23,6 +24,11 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         return _named(Path(temporary), path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def file_stem(words: str) -> str:
+    """Words as the beginning of a file's name."""
+    return re.sub(r"\W+", "-", words.lower()).strip("-")[:48].strip("-") or "picture"
 
 
 def _named(temporary: Path, path: Path) -> Path:
