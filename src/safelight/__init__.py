@@ -39,6 +39,7 @@ _EXPORTS: dict[str, str] = {
     "Autoencoder": "safelight.models.autoencoder",
     "TextEncoder": "safelight.models.clip",
     "UNet": "safelight.models.unet",
+    "ControlNet": "safelight.models.controlnet",
     "Tokenizer": "safelight.text.tokenizer",
     "encode_prompt": "safelight.text.prompt",
     "Condition": "safelight.diffusion.condition",

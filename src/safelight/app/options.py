@@ -20,6 +20,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by defau
 DecoderOption = Annotated[
     str | None, typer.Option(help="folder of a tiny decoder to draw with, from `safelight train decoder`")
 ]
+ControlOption = Annotated[
+    str | None, typer.Option(help="file, folder or hub id of a ControlNet, to follow pictures given as --control-image")
+]
 VaeOption = Annotated[str | None, typer.Option(help="file or folder of another autoencoder")]
 LoraOption = Annotated[
     list[str],
@@ -52,6 +55,7 @@ LOADING: dict[str, tuple[Any, Any]] = {
     "revision": (None, Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]),
     "vae": (None, VaeOption),
     "decoder": (None, DecoderOption),
+    "control": (None, ControlOption),
     "loras": ((), LoraOption),
     "embeddings": ((), EmbeddingOption),
     "ema": (None, Annotated[bool | None, typer.Option(help="of a file with both: averaged weights or not")]),

@@ -9,6 +9,7 @@ import typer
 
 from safelight.app.console import onlooker, say, table, warn
 from safelight.app.options import (
+    ControlOption,
     DecoderOption,
     DeviceOption,
     DtypeOption,
@@ -72,8 +73,10 @@ def again(
     image: Annotated[Path | None, typer.Option(help="the picture that it was drawn from, if any")] = None,
     mask: Annotated[Path | None, typer.Option(help="the mask that it was drawn with, if any")] = None,
     class_map: Annotated[Path | None, typer.Option(help="the map of classes that it was drawn from, if any")] = None,
+    control_image: Annotated[Path | None, typer.Option(help="the picture that it was to follow, if any")] = None,
     vae: VaeOption = None,
     decoder: DecoderOption = None,
+    control: ControlOption = None,
     loras: LoraOption = [],  # noqa: B006  # typer's way to say none
     without_loras: Annotated[
         bool, typer.Option("--without-loras", help="leave out LoRAs of another program's picture that --lora lacks")
@@ -97,18 +100,18 @@ def again(
 
     reading = read_picture(file)
     check_folder(folder_of(out))
-    inputs = {"image": image, "mask": mask, "class_map": class_map}
+    inputs = {"image": image, "mask": mask, "class_map": class_map, "control_image": control_image}
     required(reading, **inputs)  # before anything that takes a while
     reading, added = filled(reading, loras, without=without_loras)
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:
         if model is None:
             more = {"loras": added or None, "embeddings": embeddings or None}
-            loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder, **more)
+            loaded = model_for(reading, device=device, dtype=dtype, vae=vae, decoder=decoder, control=control, **more)
         else:
             dtype = dtype or reading.model.get("dtype")
             int8 = reading.model.get("int8") is True
-            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, loras=added,
-                          embeddings=embeddings, int8=int8)  # fmt: skip
+            loaded = load(model, device=device, dtype=dtype, vae=vae, decoder=decoder, control=control,
+                          loras=added, embeddings=embeddings, int8=int8)  # fmt: skip
         redrawn = redraw(reading, loaded, seed=seed, watch=looking.watching(loaded), **inputs)
     picture, recipe = redrawn.pictures[0], redrawn.pictures.recipes[0]
     stem = f"{file.stem}-{'again' if seed is None else recipe.request['seed']}"

@@ -15,6 +15,7 @@ from safelight.checkpoint.parts import LDM_INPAINT, Parts
 from safelight.errors import CheckpointError, SafelightError, nearest
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig
+from safelight.models.controlnet import ControlNetConfig
 from safelight.models.presets import BETAS, LDM_BETAS, SD_BETAS
 from safelight.models.tiny_decoder import TinyDecoderConfig
 from safelight.models.unet_config import UNetConfig
@@ -33,6 +34,7 @@ UNETS = {"UNet2DConditionModel", "UNet2DModel"}
 AUTOENCODERS = {"AutoencoderKL", "VQModel"}
 TEXT_ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 DECODERS = {"TinyDecoder", "AutoencoderTiny"}
+CONTROLNETS = {"ControlNetModel"}
 CONDITIONERS = {"ClassEmbedder", "LayoutEmbedder", "MapEmbedder"}
 TOKENIZERS = {"CLIPTokenizer", "CLIPTokenizerFast"}
 # A scheduler's config tells the noise that a model was trained on, and no more: tasks take their sampler by its name.
@@ -150,6 +152,7 @@ SIZES = LAYERS | {
     "norm_num_groups", "num_class_embeds", "projection_class_embeddings_input_dim", "time_embedding_dim", "vocab_size",
     "num_vq_embeddings", "vq_embed_dim", "hidden_size", "intermediate_size", "num_attention_heads", "projection_dim",
     "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies", "decoder_block_out_channels",
+    "conditioning_channels", "conditioning_embedding_out_channels",
 }  # fmt: skip
 
 
@@ -193,6 +196,11 @@ def text_encoder(folder: Path) -> TextConfig:
 def conditioner(folder: Path) -> Config:
     """Read the config of a folder's conditioner: what tells its U-Net of a class, a layout or a map."""
     return read_config(folder, CONDITIONERS)[1]
+
+
+def controlnet(folder: Path) -> ControlNetConfig:
+    """Read the config of a folder's ControlNet."""
+    return _read(folder, CONTROLNETS, ControlNetConfig.from_diffusers)
 
 
 def decoder(folder: Path) -> TinyDecoderConfig:

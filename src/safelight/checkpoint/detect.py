@@ -22,10 +22,11 @@ Config = dict[str, Any]
 
 _DRAWN = "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"
 _TRAINED_FOR = "load the model that it was trained for; this file only changes or steers one"
+_STEERS = "load the model that it was trained for, and give it this file with --control"
 # What people hand over instead of a model: pieces of its tensors' names, what it is, what to do.
 STRANGERS = (
     (("lora_up.", "lora_down.", "lora_A.", "lora_B.", "lora.up.", "hada_w1_a", "lokr_w1"), "a LoRA", _TRAINED_FOR),
-    (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet", _TRAINED_FOR),
+    (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet", _STEERS),
     (("conditioner.embedders.", "add_embedding.linear_1."), "Stable Diffusion XL", _DRAWN),
     (("joint_blocks.",), "Stable Diffusion 3", _DRAWN),
     (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind", _DRAWN),
@@ -207,6 +208,23 @@ def unet_config(shapes: Shapes) -> Config:
     if "cross" in [*kinds, _attention(shapes, "middle_block.1.")]:
         return config | _transformer_config(shapes, [*places, "middle_block.1."], channels)
     return config | _plain_config(config, by_resnet)
+
+
+def controlnet_config(shapes: Shapes) -> Config:
+    """The config of a ControlNet in the original's names, without "control_model."."""
+    halvings = sum(f"input_blocks.{n}.0.op.weight" in shapes for n in range(shapes.count("input_blocks.")))
+    first = range(1, shapes.count("input_blocks."), shapes.count("input_blocks.") // (halvings + 1))
+    channels = [shapes[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in first]
+    places = [f"input_blocks.{n}.1." for n in first]
+    return {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "block_out_channels": channels,
+        "layers_per_block": first.step - 1,
+        "down_block_types": [_block_type(_attention(shapes, place), "Down", False) for place in places],
+        "conditioning_channels": shapes["input_hint_block.0.weight"][1],
+        "conditioning_embedding_out_channels": [shapes[f"input_hint_block.{n}.weight"][0] for n in (0, 4, 8, 12)],
+        **_transformer_config(shapes, [*places, "middle_block.1."], channels),
+    }
 
 
 def _upsamples(shapes: Shapes, n: int) -> bool:

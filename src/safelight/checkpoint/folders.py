@@ -15,6 +15,7 @@ from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import Conditioner, make_conditioner
+from safelight.models.controlnet import ControlNet
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
@@ -109,6 +110,14 @@ def plan_decoder(folder: Path, variant: str | None = None) -> Plan[TinyDecoder]:
     file = open_weights(folder, variant)
     return Plan(network, file.under("decoder.") if "decoder.layers.0.weight" in file else file,
                 identity(network.state_dict()))  # fmt: skip
+
+
+def plan_controlnet(folder: Path, variant: str | None = None) -> Plan[ControlNet]:
+    """Plan the ControlNet of a folder that holds its config.json and weights."""
+    config = configs.controlnet(folder)
+    with configs.naming(folder / "config.json"):
+        network = on_meta(lambda: ControlNet(config))
+    return Plan(network, open_weights(folder, variant), identity(network.state_dict()))
 
 
 def is_model_folder(path: Path) -> bool:

@@ -18,6 +18,7 @@ OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
 SGM = "conditioner.embedders."  # how Stability's generative-models calls its text encoders, by number
 EMA = "model_ema."
+CONTROLNET = "control_model."
 # Empty tensors by which finetunes say what they predict, and that their last step is pure noise (Lin et al. 2023).
 V_PREDICTION, ZERO_TERMINAL_SNR = "v_pred", "ztsnr"
 # What a training run leaves in a file beside the networks: averages, losses, the schedule's buffers, learned words.
@@ -89,14 +90,7 @@ def unet_layout(ours: Collection[str], *, down_heads: Sequence[int], mid_heads: 
     The numbers of heads, one for each level in the order of its blocks, say how plain attention blocks lay out their
     qkv.
     """
-    rows = Rows(ours).add(UNET_ENDS)
-    first = 1  # input_blocks.0 is conv_in
-    for i, layers in enumerate(_layers(ours, "down_blocks.{i}.resnets.{j}.")):
-        points = [{"i": i, "j": j, "n": first + j} for j in range(layers)]
-        rows.add(UNET_DOWN, points).add(UNET_DOWN_ATTENTION, points, head_major=head_major(down_heads[i]))
-        rows.add(DOWNSAMPLE, [{"i": i, "n": first + layers}])
-        first += layers + 1
-    rows.add(UNET_MIDDLE, head_major=head_major(mid_heads))
+    rows = _unet_down(Rows(ours), ours, down_heads, mid_heads)
     up = _layers(ours, "up_blocks.{i}.resnets.{j}.")
     for i, (layers, end) in enumerate(zip(up, accumulate(up), strict=True)):
         points = [{"i": i, "j": j, "n": end - layers + j} for j in range(layers)]
@@ -104,6 +98,35 @@ def unet_layout(ours: Collection[str], *, down_heads: Sequence[int], mid_heads: 
         rows.add(UNET_UP, points).add(UNET_UP_ATTENTION, points, head_major=head_major(up_heads[i]))
         rows.add(UPSAMPLE, [{"i": i, "n": end - 1, "a": 1 + attends}])
     return rows.done()
+
+
+def _unet_down(rows: Rows, ours: Collection[str], down_heads: Sequence[int], mid_heads: int) -> Rows:
+    rows.add(UNET_ENDS)
+    first = 1  # input_blocks.0 is conv_in
+    for i, layers in enumerate(_layers(ours, "down_blocks.{i}.resnets.{j}.")):
+        points = [{"i": i, "j": j, "n": first + j} for j in range(layers)]
+        rows.add(UNET_DOWN, points).add(UNET_DOWN_ATTENTION, points, head_major=head_major(down_heads[i]))
+        rows.add(DOWNSAMPLE, [{"i": i, "n": first + layers}])
+        first += layers + 1
+    return rows.add(UNET_MIDDLE, head_major=head_major(mid_heads))
+
+
+# Of the embedding's convolutions the original counts the activations between them as well.
+CONTROL = """
+zero_convs.{n}.0.*       controlnet_down_blocks.{n}.*
+middle_block_out.0.*     controlnet_mid_block.*
+input_hint_block.0.*     controlnet_cond_embedding.conv_in.*
+input_hint_block.14.*    controlnet_cond_embedding.conv_out.*
+"""
+CONTROL_EMBEDDING = "input_hint_block.{n}.*    controlnet_cond_embedding.blocks.{k}.*"
+
+
+def controlnet_layout(ours: Collection[str], *, down_heads: Sequence[int], mid_heads: int) -> KeyMap:
+    """The original's names (cldm/cldm.py of lllyasviel/ControlNet), without "control_model.", for a ControlNet."""
+    counts = [int(name.split(".")[1]) for name in ours if name.startswith("controlnet_down_blocks.")]
+    rows = Rows(ours).add(CONTROL, [{"n": n} for n in range(1 + max(counts))])
+    rows.add(CONTROL_EMBEDDING, [{"n": 2 * k + 2, "k": k} for k in range(6)])
+    return _unet_down(rows, ours, down_heads, mid_heads).done()
 
 
 def _layers(ours: Collection[str], template: str) -> list[int]:

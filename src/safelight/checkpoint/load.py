@@ -14,6 +14,7 @@ from safelight.checkpoint.folders import (
     is_model_folder,
     load_folder,
     plan_autoencoder,
+    plan_controlnet,
     plan_decoder,
     plan_text_encoder,
     plan_unet,
@@ -22,10 +23,11 @@ from safelight.checkpoint.folders import (
 from safelight.checkpoint.learned_words import named, with_words
 from safelight.checkpoint.lora import parse, with_loras
 from safelight.checkpoint.parts import Parts
-from safelight.checkpoint.single import load_autoencoder_file, load_single, plan_decoder_file
+from safelight.checkpoint.single import load_autoencoder_file, load_single, plan_controlnet_file, plan_decoder_file
 from safelight.errors import CheckpointError, InputError, nearest
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
+from safelight.models.controlnet import ControlNet
 from safelight.models.presets import SD2_BASE, SD2_V
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
@@ -207,18 +209,40 @@ def load_decoder(name: str | Path, *, local_files_only: bool = False, **options:
 
 def decoder_weights(name: str | Path) -> dict[str, Path]:
     """The files of a tiny decoder that `load_decoder` has found before, by their names."""
-    folder = _decoder_path(name, True)
-    if folder.is_file():
-        return {f"decoder: {folder.name}": folder}
-    return {f"decoder: {name}": file for name, file in weights(folder, [open_weights(folder)]).items()}
+    return _named_weights("decoder", _decoder_path(name, True))
+
+
+def load_controlnet(name: str | Path, *, local_files_only: bool = False, **options: Any) -> ControlNet:
+    """Load a ControlNet: a folder of diffusers' ControlNetModel, here or on the hub, or a file of the original's kind
+    (control_v11p_sd15_canny.pth). `options`: device, dtype, check_finite.
+    """
+    path = _alone(name, local_files_only, "a ControlNet", "name its own folder, file or hub id")
+    return (plan_controlnet_file(path) if path.is_file() else plan_controlnet(path)).fill(**options)
+
+
+def controlnet_weights(name: str | Path) -> dict[str, Path]:
+    """The files of a ControlNet that `load_controlnet` has found before, by their names."""
+    return _named_weights("control", locate(name, local_files_only=True))
+
+
+def _named_weights(part: str, place: Path) -> dict[str, Path]:
+    """A part's file, or the files of its folder, by names that tell what they are of."""
+    if place.is_file():
+        return {f"{part}: {place.name}": place}
+    return {f"{part}: {inner}": file for inner, file in weights(place, [open_weights(place)]).items()}
+
+
+def _alone(name: str | Path, local_files_only: bool, kind: str, remedy: str) -> Path:
+    """Where a part lies that is given beside a model. Raises CheckpointError for the folder of a whole model."""
+    path = locate(name, local_files_only=local_files_only)
+    if is_model_folder(path):
+        raise CheckpointError(f"is no folder of {kind}", path=path, remedy=remedy)
+    return path
 
 
 def _decoder_path(name: str | Path, local_files_only: bool) -> Path:
-    path = locate(name, local_files_only=local_files_only)
-    if is_model_folder(path):
-        remedy = "name the folder that `safelight train decoder` wrote, RUN/model"
-        raise CheckpointError("is no folder of a tiny decoder", path=path, remedy=remedy)
-    return path
+    remedy = "name the folder that `safelight train decoder` wrote, RUN/model"
+    return _alone(name, local_files_only, "a tiny decoder", remedy)
 
 
 def autoencoder_weights(name: str | Path, *, variant: str | None = None) -> dict[str, Path]:

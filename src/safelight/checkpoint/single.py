@@ -14,6 +14,7 @@ from safelight.checkpoint.configs import LOW_RES_SCHEDULER, default_scheduler, n
 from safelight.checkpoint.detect import (
     Detected,
     autoencoder_config,
+    controlnet_config,
     detect,
     is_autoencoder,
     shapes_of,
@@ -29,6 +30,7 @@ from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
 from safelight.models.conditioners import Conditioner, MapEmbedder, make_conditioner
 from safelight.models.config import frozen
+from safelight.models.controlnet import ControlNet, ControlNetConfig
 from safelight.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
@@ -283,6 +285,28 @@ def plan_decoder_file(path: Path) -> Plan[TinyDecoder]:
         network = on_meta(lambda: TinyDecoder(config))
         keymap = layouts.taesd_layout(network.state_dict())
     return Plan(network, file, keymap)
+
+
+def plan_controlnet_file(path: Path) -> Plan[ControlNet]:
+    """Plan a ControlNet in a file of its own, or in one of the originals, which hold the whole model beside it.
+
+    Names are the original's or diffusers'. Raises WrongModel.
+    """
+    file = open_file(path)
+    if "controlnet_cond_embedding.conv_in.weight" in file:
+        remedy = "name its folder, whose config.json tells its shape; or the original's file"
+        raise WrongModel("holds a ControlNet in diffusers' names, without its config", path=path, remedy=remedy)
+    inner = next((one for one in (file.under(layouts.CONTROLNET), file) if "input_hint_block.0.weight" in one), None)
+    if inner is None:
+        remedy = "name control_v11p_sd15_canny.pth or its like, or a folder of diffusers' ControlNetModel"
+        raise WrongModel("holds no ControlNet", path=path, remedy=remedy)
+    with naming(path):
+        config = ControlNetConfig.from_diffusers(controlnet_config(shapes_of(inner)))
+        network = on_meta(lambda: ControlNet(config))
+        down = [level.heads for level in config.unet.down]
+        mid = config.unet.mid.heads if config.unet.mid else 1
+        keymap = layouts.controlnet_layout(network.state_dict(), down_heads=down, mid_heads=mid)
+    return Plan(network, inner, keymap)
 
 
 def _first_stage(file: Tensors) -> Tensors:

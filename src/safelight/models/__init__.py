@@ -5,6 +5,7 @@ attention       attention of an image to itself and to a context
 config          what all configs need in order to be read from files
 unet_config     UNetConfig: every U-Net of the family as a table of levels; to and from diffusers' config.json
 unet            UNet: the denoising network
+controlnet      ControlNet: what to add to a U-Net so that it follows a picture of edges, depths or poses
 run             Run: a U-Net during the steps of a run, the same answers for less work
 once            what many parts read, computed once
 autoencoder     Autoencoder: pictures to latents and back (its shape: autoencoder_config)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from safelight.errors import InputError
+from safelight.models.controlnet import Control
 from safelight.models.once import Once
-from safelight.models.unet import UNet
+from safelight.models.unet import UNet, plus
 
 __all__ = ["Run", "untouched"]
 
@@ -49,17 +50,21 @@ class Run:
     unet: any; what has no cross-attention still gains from the timesteps. timesteps: those of the grid; others work,
     and are embedded when they come. every, below: at timesteps under `below` only one evaluation in `every` is full;
     the others compute the first convolution and the last layer anew, and between them take what the last full one
-    has left there (Ma et al. 2024, arXiv 2312.00858, with its shallowest branch). 1 is exact.
+    has left there (Ma et al. 2024, arXiv 2312.00858, with its shallowest branch). 1 is exact. control: a ControlNet's
+    run beside this one, which adds to it.
 
     One run is for one thread.
     """
 
     shares = True  # see `safelight.diffusion.denoiser.Denoiser`
 
-    def __init__(self, unet: UNet, timesteps: Sequence[float], *, every: int = 1, below: float = float("inf")) -> None:
+    def __init__(
+        self, unet: UNet, timesteps: Sequence[float], *, every: int = 1, below: float = float("inf"),
+        control: Control | None = None,
+    ) -> None:  # fmt: skip
         if every < 1:
             raise InputError(f"one evaluation in {every} cannot be full", remedy="give a whole number from 1 on")
-        self.unet, self.every, self.below = unet, every, below
+        self.unet, self.every, self.below, self.control = unet, every, below, control
         self.times: dict[float, Once] = {}
         if unet.class_embedding is None and len(timesteps) > 0:  # else the embedding depends on the labels, too
             with torch.no_grad():
@@ -76,9 +81,12 @@ class Run:
         emb = self.time(timestep, class_labels)
         told = None if context is None else self.told(context)
         if self.every == 1 or torch.is_grad_enabled():
-            return self.unet.forward_embedded(x, emb, told)
+            added = None if self.control is None else self.control(x, timestep, told)
+            return self.unet.forward_embedded(x, emb, told, added)
         first = self.unet.enter(x)
-        return self.unet.leave(self.deep(first, emb, told, timestep), first, emb, told)
+        deep = self.deep(x, first, emb, told, timestep)
+        more = None if self.control is None else self.control.first(x, timestep)
+        return self.unet.leave(deep, first if more is None else plus(first, more), emb, told)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,10 +106,11 @@ class Run:
         self.contexts = [*self.contexts, Once(context)][-CONTEXTS:]
         return self.contexts[-1]
 
-    def deep(self, first: Tensor, emb: Tensor | Once, context: Once | None, timestep: float) -> Tensor:
+    def deep(self, x: Tensor, first: Tensor, emb: Tensor | Once, context: Once | None, timestep: float) -> Tensor:
         """The deep features: those of the last full evaluation, or anew where it is too old or was of another kind."""
         self.age += 1
         late = timestep < self.below and self.age < self.every
         if self.kept is None or not (late and self.kept.fit(first, context, timestep)):
-            self.kept, self.age = Kept(self.unet.deep(first, emb, context), context, timestep), 0
+            added = None if self.control is None else self.control(x, timestep, context)
+            self.kept, self.age = Kept(self.unet.deep(first, emb, context, added), context, timestep), 0
         return self.kept.features

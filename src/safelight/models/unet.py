@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, zip_longest
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +49,10 @@ class UNet(nn.Module):
         self.time_embedding = TimestepEmbedding(channels, c.emb_channels, c.outer_act_fn)
         self.class_embedding = make_class_embedding(c)
 
-        skips = [channels]  # channels of each tensor that the way down leaves for the way up
-        self.down_blocks = nn.ModuleList()
-        for level in c.down:
-            widths = [channels] + [level.channels] * level.layers
-            self.down_blocks.append(Block(c, level, pairwise(widths)))
-            channels = level.channels
-            skips += [channels] * (level.layers + (level.resample is not None))
+        self.down_blocks, skips = make_down(c)
+        self.mid_block = make_mid(c)
 
-        self.mid_block = Block(c, c.mid, [(channels, channels)] * c.mid.layers) if c.mid else None
-
+        channels = skips[-1]
         self.up_blocks = nn.ModuleList()
         for level in c.up:
             widths = [channels] + [level.channels] * level.layers
@@ -115,38 +109,34 @@ class UNet(nn.Module):
     def embed_steps(self, timesteps: Sequence[float]) -> list[Once]:
         """For each timestep of a run what `forward_embedded` takes, and what every block takes from it, all at once."""
         emb = self.embed_time(torch.tensor(timesteps, dtype=torch.float32))
-        taken = {m.project: m.project(emb) for m in self.modules() if isinstance(m, ResBlock)}
-        return [Once(emb[i : i + 1], {part: e[i : i + 1] for part, e in taken.items()}) for i in range(len(emb))]
+        return embed_steps(self, emb)
 
-    def forward_embedded(self, x: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None) -> Tensor:
+    def forward_embedded(
+        self, x: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None, added: "Added | None" = None
+    ) -> Tensor:
         """The net proper: x (B, in_channels, H, W), emb from `embed_time`, context -> (B, out_channels, H, W).
 
         With a context of n·B rows each x is seen in n contexts, x after x: the result has n·B rows. Until the first
-        cross-attention they agree, and are computed once if one emb is for all.
+        cross-attention they agree, and are computed once if one emb is for all. `added` is a ControlNet's.
         """
         if context is not None and not isinstance(emb, Once) and len(emb) > 1:
             x, emb = fan_out(x, len(context)), fan_out(emb, len(context))
         first = self.enter(x)
-        return self.leave(self.deep(first, emb, context), first, emb, context)
+        deep = self.deep(first, emb, context, added)
+        return self.leave(deep, first if added is None else plus(first, added.skips[0]), emb, context)
 
     def enter(self, x: Tensor) -> Tensor:
         """The first convolution."""
         return self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
 
-    def deep(self, first: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None) -> Tensor:
+    def deep(
+        self, first: Tensor, emb: Tensor | Once, context: Tensor | Once | None = None, added: "Added | None" = None
+    ) -> Tensor:
         """All between `enter` and `leave`: down, and up again to the last block's last layer."""
-        layer, run, x, skips = self._layer(emb, context), self._runner(), first, [first]
-        for block in cast(Iterable[Block], self.down_blocks):
-            for res, attention in block.layers():
-                x = layer(x, res, attention)
-                skips.append(x)
-            for down in block.downsamplers:
-                x = run(down, x, emb)
-                skips.append(x)
-
-        if self.mid_block is not None:
-            for res, attention in self.mid_block.layers():
-                x = layer(x, res, attention)
+        layer, run = self._layer(emb, context), self._runner()
+        x, skips = descend(self.down_blocks, self.mid_block, first, layer, run, emb)
+        if added is not None:
+            x, skips = plus(x, added.mid), [plus(skip, more) for skip, more in zip(skips, added.skips, strict=True)]
 
         for block in cast(Iterable[Block], self.up_blocks):
             for res, attention in block.layers():
@@ -168,13 +158,8 @@ class UNet(nn.Module):
         return self.conv_in.weight.dtype
 
     def _wave(self, t: Tensor | float) -> Tensor:
-        """Timesteps as sinusoids: computed in float32, then cast to the net's dtype."""
-        c, device = self.config, self.conv_in.weight.device
-        if not isinstance(t, Tensor):
-            t = torch.full((1,), t, dtype=torch.float32, device=device)  # made there: to send it would be to wait
-        t = t.to(device, torch.float32).reshape(-1)
-        wave = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
-        return wave.to(self.dtype)
+        """Timesteps as sinusoids."""
+        return wave(self.config, t, like=self.conv_in.weight)
 
     def _layer(self, emb: Tensor | Once, context: Tensor | Once | None) -> Callable[..., Tensor]:
         """A residual block and the attention that follows it, if one does."""
@@ -245,6 +230,78 @@ class Block(nn.Module):
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each residual block with the attention that follows it, if one does."""
         return zip_longest(self.resnets, self.attentions)
+
+
+class Added(NamedTuple):
+    """What a ControlNet adds to what a U-Net leaves for its way up, first things first, and to its middle."""
+
+    skips: tuple[Tensor, ...]
+    mid: Tensor
+
+    def scaled(self, scale: float) -> "Added":
+        """By so much of it."""
+        return self if scale == 1 else Added(tuple(scale * skip for skip in self.skips), scale * self.mid)
+
+
+def plus(x: Tensor, more: Tensor) -> Tensor:
+    """x and more of the same shape, either of which may be there once for several contexts."""
+    rows = max(len(x), len(more))
+    return fan_out(x, rows) + fan_out(more, rows)
+
+
+def make_down(c: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The blocks of the way down, and the channels of each tensor that it leaves for the way up."""
+    channels = c.block_out_channels[0]
+    blocks, skips = nn.ModuleList(), [channels]
+    for level in c.down:
+        widths = [channels] + [level.channels] * level.layers
+        blocks.append(Block(c, level, pairwise(widths)))
+        channels = level.channels
+        skips += [channels] * (level.layers + (level.resample is not None))
+    return blocks, skips
+
+
+def make_mid(c: UNetConfig) -> Block | None:
+    """The block in the middle, if there is one."""
+    channels = c.block_out_channels[-1]
+    return Block(c, c.mid, [(channels, channels)] * c.mid.layers) if c.mid else None
+
+
+def descend(
+    down_blocks: nn.ModuleList, mid_block: nn.Module | None, x: Tensor, layer: Callable[..., Tensor],
+    run: Callable[..., Tensor], emb: Tensor | Once,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Down and through the middle: what comes out, and what is left for the way up, of which x is the first.
+
+    layer: computes a residual block and the attention after it. run: computes a part of (x, emb).
+    """
+    skips = [x]
+    for block in cast(Iterable[Block], down_blocks):
+        for res, attention in block.layers():
+            x = layer(x, res, attention)
+            skips.append(x)
+        for down in block.downsamplers:
+            x = run(down, x, emb)
+            skips.append(x)
+    if mid_block is not None:
+        for res, attention in cast(Block, mid_block).layers():
+            x = layer(x, res, attention)
+    return x, skips
+
+
+def embed_steps(network: nn.Module, emb: Tensor) -> list[Once]:
+    """Each row of embeddings (N, emb_channels), and what every residual block takes from it, all at once."""
+    taken = {m.project: m.project(emb) for m in network.modules() if isinstance(m, ResBlock)}
+    return [Once(emb[i : i + 1], {part: e[i : i + 1] for part, e in taken.items()}) for i in range(len(emb))]
+
+
+def wave(c: UNetConfig, t: Tensor | float, *, like: Tensor) -> Tensor:
+    """Timesteps () or (B,) as sinusoids (1 or B, C): computed in float32, then cast to a weight's dtype."""
+    if not isinstance(t, Tensor):
+        t = torch.full((1,), t, dtype=torch.float32, device=like.device)  # made there: to send it would be to wait
+    t = t.to(like.device, torch.float32).reshape(-1)
+    waves = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+    return waves.to(like.dtype)
 
 
 def join(x: Tensor, skip: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import ClassEmbedder, Conditioner, LayoutEmbedder, MapEmbedder
+from safelight.models.controlnet import ControlNet
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 from safelight.text.prompt import encode_prompt
@@ -36,6 +37,7 @@ class LatentDiffusion:
         tokenizer: turns words into token ids; None for models without text.
         conditioner: tells the U-Net of a class, a layout or a map of classes; None for other models.
         decoder: a tiny one that tasks and previews use in place of the autoencoder's own; None for most models.
+        control: a ControlNet, which makes pictures follow another; None for most models.
         classes: the names of the classes, where they are known.
         guidance_scale: what it is best guided by, which tasks take where nothing is asked.
         low_res_schedule: the noise that an upscaler was told of on its small pictures; None for other models.
@@ -54,6 +56,7 @@ class LatentDiffusion:
     tokenizer: Tokenizer | None = None
     conditioner: Conditioner | None = None
     decoder: TinyDecoder | None = None
+    control: ControlNet | None = None
     classes: tuple[str, ...] = ()
     guidance_scale: float = Parts.guidance_scale
     low_res_schedule: NoiseSchedule | None = None
@@ -185,7 +188,7 @@ class LatentDiffusion:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the parts to a device and precision. The networks move in place (two copies could be too many)."""
-        for part in (self.unet, self.autoencoder, self.text_encoder, self.conditioner, self.decoder):
+        for part in (self.unet, self.autoencoder, self.text_encoder, self.conditioner, self.decoder, self.control):
             if part is not None:
                 part.to(device=device, dtype=dtype)
         return self

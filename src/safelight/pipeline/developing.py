@@ -24,6 +24,7 @@ from safelight.errors import InputError, NonFiniteError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.pipeline.bundle import LatentDiffusion, wrong_task
+from safelight.pipeline.controlling import shown
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
 from safelight.pipeline.steering import Pair, Steering, batches, steer, steered, together
@@ -83,7 +84,7 @@ def develop(
         concat = all_hole(model, (h, w), settings["tile"])
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
-    words = worded(prompt, settings, first)
+    words, settings = worded(prompt, settings, first), shown(model, settings, (h, w))
     encoded = [steer(model, *pair, settings) for pair in words.pairs()]
     pairs = [encoded[row] for row in words.rows]
     kind = find(settings["sampler"])

@@ -48,7 +48,9 @@ PEERS_WORDS = {"num_inference_steps": "steps", "num_images_per_prompt": "count",
                "guidance_scale", "denoising_strength": "strength", "scheduler": "sampler", "mask_image": "mask",
                "generator": "seed", "callback": "watch", "init_image": "image", "ensd":
                "noise_seed_delta", "eta_noise_seed_delta": "noise_seed_delta", "variation_seed": "subseed",
-               "inpaint_full_res_padding": "padding_mask_crop"}  # fmt: skip
+               "inpaint_full_res_padding": "padding_mask_crop", "controlnet_conditioning_scale":
+               "control_scale", "control_guidance_start": "control_start",
+               "control_guidance_end": "control_end"}  # fmt: skip
 
 # What has done its work once a picture's words are settled: a recipe holds those words instead, and no path
 WORDING = ("dynamic_prompts", "wildcards", "styles", "styles_file")
@@ -169,6 +171,17 @@ class Settings(TypedDict, total=False):
     extra_networks: Annotated[
         Literal["error", "ignore"], Field(default="error", description="what to do about <lora:name:0.8> in a prompt")
     ]
+    control_image: Annotated[
+        Any,
+        Field(default=None, description="picture to follow, such as of edges, for a model loaded with a ControlNet"),
+    ]
+    control_scale: Annotated[float, Field(default=1.0, ge=0, le=10, description="how closely to follow it")]
+    control_start: Annotated[
+        float, Field(default=0.0, ge=0, le=1, description="share of the run after which it is followed")
+    ]
+    control_end: Annotated[
+        float, Field(default=1.0, ge=0, le=1, description="share of the run after which it no longer is")
+    ]
     feature_cache: Annotated[
         int,
         Field(default=1, ge=1, le=100, description="compute deep features once in so many evaluations; 1 is exact"),
@@ -259,9 +272,11 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
         )
         raise InputError(what, remedy=f"{name}: {model.model_fields[name].description}") from None
     complete = {name: getattr(request, name) for name in model.model_fields}
-    if complete["guidance_start"] > complete["guidance_end"]:
-        what = f"guidance_start={complete['guidance_start']:g} lies behind guidance_end={complete['guidance_end']:g}"
-        raise InputError(what, remedy="guidance acts between them; guidance_scale=1 goes without")
+    for one, without in (("guidance", "guidance_scale=1 goes without"), ("control", "control_scale=0 goes without")):
+        start, end = complete[f"{one}_start"], complete[f"{one}_end"]
+        if start > end:
+            what = f"{one}_start={start:g} lies behind {one}_end={end:g}"
+            raise InputError(what, remedy=f"{one} acts between them; {without}")
     complete |= {name: None for name in SEEDS if complete[name] == -1}
     return complete | _walk(complete["sampler"], complete["grid"], said="grid" in values)
 

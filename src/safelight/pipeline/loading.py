@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from safelight import kernels
-from safelight.checkpoint.load import DEFAULT, LoraName, WordName, decoder_weights, load_decoder, load_parts
+from safelight.checkpoint.load import (
+    DEFAULT,
+    LoraName,
+    WordName,
+    controlnet_weights,
+    decoder_weights,
+    load_controlnet,
+    load_decoder,
+    load_parts,
+)
 from safelight.checkpoint.parts import Parts
 from safelight.diffusion.schedule import NoiseSchedule, noise_schedule
 from safelight.errors import CheckpointError, InputError
@@ -27,6 +36,7 @@ def load(
     revision: str | None = None,
     vae: str | Path | None = None,
     decoder: str | Path | None = None,
+    control: str | Path | None = None,
     loras: Sequence[LoraName] = (),
     embeddings: Sequence[WordName] = (),
     ema: bool | None = None,
@@ -47,6 +57,8 @@ def load(
         vae: a file or folder whose autoencoder takes the place of the model's own.
         decoder: the folder of a tiny decoder (`safelight train decoder`), TAESD's original file, or a hub id of
             diffusers' AutoencoderTiny, to draw with in place of the autoencoder's own, in a fraction of the time.
+        control: a ControlNet for models of this kind, to draw after other pictures (`control_image`): a folder or hub
+            id of diffusers' ControlNetModel, or a file such as control_v11p_sd15_canny.pth.
         loras: files, folders or hub ids of LoRAs to add: "fox.safetensors:0.8" is by 0.8 (`checkpoint.lora`).
         embeddings: files, folders or hub ids of textual inversions, whose words prompts may then use: the file's name
             in AUTOMATIC1111's files, what the file says in diffusers'.
@@ -63,7 +75,7 @@ def load(
     device = _device(device)
     dtype = _dtype(dtype, device)
     if str(name) == "random":
-        if loras or embeddings or vae is not None:
+        if loras or embeddings or vae is not None or control is not None:
             raise InputError("the untrained stand-in takes no other weights", remedy="name a model to add them to")
         from safelight.pipeline.standin import random_model
 
@@ -82,7 +94,20 @@ def load(
         prediction_type=prediction_type,
         local_files_only=local_files_only,
     )
-    return with_decoder(prepared(bundle(parts), int8=int8), decoder, local_files_only=local_files_only)
+    model = with_decoder(prepared(bundle(parts), int8=int8), decoder, local_files_only=local_files_only)
+    return with_control(model, control, local_files_only=local_files_only)
+
+
+def with_control(model: LatentDiffusion, name: str | Path | None, *, local_files_only: bool = False) -> LatentDiffusion:
+    """The same model with a ControlNet, if one is named. Raises InputError where it is one for other U-Nets."""
+    if name is None:
+        return model
+    control = load_controlnet(name, device=model.device, dtype=model.dtype, local_files_only=local_files_only)
+    control.config.check_fits(model.unet.config)
+    kernels.prepare(control.requires_grad_(False))
+    if model.device.type == "cuda":
+        control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return replace(model, control=control, weights={**model.weights, **controlnet_weights(name)})
 
 
 def with_decoder(model: LatentDiffusion, name: str | Path | None, *, local_files_only: bool = False) -> LatentDiffusion:

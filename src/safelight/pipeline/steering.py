@@ -21,6 +21,7 @@ from safelight.diffusion.samplers import Denoise
 from safelight.errors import InputError
 from safelight.models.run import Run, untouched
 from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.controlling import control_of
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.remembering import Remembering
 from safelight.text.encoding import Course, encode_plans
@@ -183,15 +184,17 @@ def running(model: LatentDiffusion, grid: Grid, settings: Settings) -> Denoiser:
     unet, memory = (
         (model.unet.network, model.unet.memory) if isinstance(model.unet, Remembering) else (model.unet, None)
     )
+    timesteps = [denoiser.timestep(sigma) for sigma in grid.sigmas[:-1]]
+    control = control_of(model, timesteps, settings)
     if not untouched(unet):
-        if every > 1:
-            what = "feature_cache needs a U-Net that is not wrapped, compiled, patched or hooked"
+        if every > 1 or control is not None:
+            option = "feature_cache" if every > 1 else "control_image"
+            what = f"{option} needs a U-Net that is not wrapped, compiled, patched or hooked"
             raise InputError(what, remedy="leave it out, or give the U-Net as it was loaded")
         return denoiser
-    timesteps = [denoiser.timestep(sigma) for sigma in grid.sigmas[:-1]]
     early = ceil(settings["feature_cache_start"] * len(timesteps))
     below = timesteps[early - 1] if early else inf
-    run = Run(unet, timesteps, every=every, below=below)
-    if memory is None or every > 1:  # with features kept, an answer depends on those before
+    run = Run(unet, timesteps, every=every, below=below, control=control)
+    if memory is None or every > 1 or control is not None:  # with features kept, an answer depends on those before
         return replace(denoiser, network=run)
     return replace(denoiser, network=memory.of(run, about=timesteps))

@@ -75,16 +75,17 @@ def text_to_image(
     Args:
         model: what `safelight.load` returns.
         prompt: a string, or several; every prompt is drawn `count` times.
-        width: in pixels, any multiple of 8; by default the size the model was trained at.
+        width: in pixels, any multiple of 8; by default what the model was trained at, or `control_image` has.
         height: likewise.
         **settings: see `Settings`; the picture with index k is drawn with seed + k.
 
     Returns:
         Pictures: a sequence of PIL images, with their seeds and latents.
     """
+    from safelight.pipeline.controlling import size_like
     from safelight.pipeline.developing import develop
 
-    return develop(model, prompt, settings, size=model.latent_size(width, height))
+    return develop(model, prompt, settings, size=size_like(model, width, height, settings["control_image"]))
 
 
 @task
@@ -162,6 +163,8 @@ def inpaint(
     stencil = mask = softened(load_mask(mask, picture), mask_blur)
     factor, box = model.autoencoder.config.factor, None
     if padding_mask_crop is not None:
+        if settings["control_image"] is not None:
+            raise InputError("control_image is not cropped along with the mask", remedy="leave padding_mask_crop out")
         height, width = (factor * n for n in model.latent_size())
         box = surroundings(white_box(mask), (whole.shape[-1], whole.shape[-2]), width / height, padding_mask_crop)
         picture, mask = cut(whole, box, (height, width)), cut(mask, box, (height, width), smooth=False)

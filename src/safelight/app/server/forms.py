@@ -20,7 +20,7 @@ from safelight.errors import InputError, nearest
 from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.tasks import TASKS
 
-PICTURES = ("image", "mask", "class_map")  # fields that hold a picture
+PICTURES = ("image", "mask", "class_map", "control_image")  # fields that hold a picture
 TEXTS = ("prompt", "negative_prompt", "label", "boxes")  # fields of words, which Python's annotations leave open
 MOST_PIXELS = 8192 * 8192
 MOST_WORDS = 8192  # characters of a text

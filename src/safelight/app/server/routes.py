@@ -91,7 +91,8 @@ def create_app(
     @app.get("/api/tasks")
     def tasks() -> Json:
         known = {name: list(tasks) for name, tasks in darkroom.tasks.items()}
-        return {"models": darkroom.models, "tasks": {task: schema(task) for task in TASKS}, "tasks_of": known}
+        shapes, controlled = {task: schema(task) for task in TASKS}, darkroom.loading.get("control") is not None
+        return {"models": darkroom.models, "tasks": shapes, "tasks_of": known, "controlled": controlled}
 
     @app.get("/api/jobs")
     def all_jobs() -> list[Json]:

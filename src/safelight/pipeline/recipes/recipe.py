@@ -20,7 +20,7 @@ from safelight.pipeline.fields import WORDING
 from safelight.pipeline.pictures import Pictures, open_picture
 from safelight.pipeline.recipes.weights import hashes
 
-INPUTS = ("image", "mask", "class_map")
+INPUTS = ("image", "mask", "class_map", "control_image")
 HOOKS = ("edit", "wrap")  # functions of the caller's, which no file can hold
 # What is no part of one picture's request: others' pictures, what has done its work, and what changes nothing
 LEFT_OUT = {*INPUTS, *HOOKS, *WORDING, "fast", "watch", "count", "batch_size"}
@@ -177,7 +177,7 @@ def recorded(drawn: Pictures, task: Callable[..., Any], values: Mapping[str, Any
     request = {name: _listed(value) for name, value in values.items() if name not in LEFT_OUT}
     lost = [name for name in HOOKS if values.get(name) is not None]
     lost += [name for name, value in request.items() if not _writable(value)]
-    inputs = {name: fingerprint(values[name], name) for name in INPUTS if name in values}
+    inputs = {name: fingerprint(values[name], name) for name in INPUTS if values.get(name) is not None}
     card = ModelCard.of(model)
     recipes = []
     for k, image in enumerate(drawn.images):

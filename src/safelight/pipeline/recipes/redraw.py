@@ -150,7 +150,7 @@ def _single(drawn: Pictures, k: int) -> Pictures:
 
 
 def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
-    """Those of `image` and `mask` that the task takes.
+    """Those of the pictures `INPUTS` that this one was drawn from.
 
     Raises InputError where one is missing, or one too many, and for a task, sampler or grid that is none here.
     """
@@ -159,17 +159,19 @@ def required(reading: Reading, **inputs: Any) -> dict[str, Any]:
         raise InputError(what, remedy=remedy)
     given = {}
     for name in INPUTS:
-        wanted, option = name in parameters(TASKS[reading.task]), name.replace("_", "-")
+        known, option = parameters(TASKS[reading.task]).get(name), name.replace("_", "-")
+        said = reading.recipe.inputs.get(name, {}) if reading.recipe else {}
+        wanted = known is not None and (known.default is known.empty or bool(said))
         if wanted and inputs.get(name) is None:
-            said = reading.recipe.inputs.get(name, {}) if reading.recipe else {}
-            known = f": {said.get('width')}x{said.get('height')} pixels of sha256 {said.get('sha256')}" if said else ""
+            pixels = f": {said.get('width')}x{said.get('height')} pixels of sha256 {said.get('sha256')}" if said else ""
             raise InputError(
-                f"the picture was drawn from another, its {name}{known}", remedy=f"give it with --{option}"
+                f"the picture was drawn from another, its {name}{pixels}", remedy=f"give it with --{option}"
             )
         if wanted:
             given[name] = inputs[name]
         elif inputs.get(name) is not None:
-            raise InputError(f"{reading.task} takes no {name}", remedy=f"leave --{option} out")
+            what = f"{reading.task} takes no {name}" if known is None else f"it was drawn without a {name}"
+            raise InputError(what, remedy=f"leave --{option} out")
     validate(TASKS[reading.task], {**reading.request, **given})
     return given
 

@@ -1,7 +1,7 @@
 """sha256 of a model's files: taken once a file, then remembered in the user's cache with its size and time.
 
 The memory also tells where on this machine a model with known hashes lies, for drawing a picture again; and so of what
-was given beside the model, whose files' names begin with "vae: ", "decoder: ", "lora: " or "embedding: ".
+was given beside the model, whose files' names begin with "vae: ", "decoder: ", "control: ", "lora: " or "embedding: ".
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from safelight.errors import SafelightError
 from safelight.writing import replacing
 
-PARTS = ("vae", "decoder")  # what may be given beside a model; keywords of `load`
+PARTS = ("vae", "decoder", "control")  # what may be given beside a model; keywords of `load`
 FILES = ("lora", "embedding")  # and of what there may be several, each a file
 
 

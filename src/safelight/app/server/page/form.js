@@ -9,6 +9,7 @@ const FIRST = ["prompt", "negative_prompt", "label", "boxes", "strength", "left"
 const WORDS = ["prompt", "negative_prompt", "boxes"];
 const SLIDE_TO = { steps: 60, guidance_scale: 15, mask_blur: 32, left: 512, right: 512, top: 512, bottom: 512 }; // by hand more
 const NAMES = { sampler: "sampler", grid: "noise levels", count: "pictures", guidance_scale: "guidance", padding_mask_crop: "only around the mask" };
+const DROP = { class_map: "Drop a map of classes", control_image: "Drop the picture to follow" };
 const KEPT = "safelight.values";
 
 const $ = (id) => document.getElementById(id);
@@ -53,7 +54,7 @@ export class Form {
     const input = make("input", { type: "file", accept: "image/*", hidden: true,
       onchange: () => input.files[0] && this.take(name, input.files[0]) });
     const place = make("div", { className: "drop", tabIndex: 0, role: "button", title: this.schema.properties[name].description },
-      given ? make("img", { src: shown(given), alt: name }) : make("span", {}, name === "class_map" ? "Drop a map of classes" : "Drop a picture, or choose one"), input);
+      given ? make("img", { src: shown(given), alt: name }) : make("span", {}, DROP[name] ?? "Drop a picture, or choose one"), input);
     if (given) place.append(make("button", { type: "button", className: "close", "aria-label": "Take it away",
       onclick: (event) => { event.stopPropagation(); this.give(name, null); } }, "×"));
     place.onclick = (event) => event.target !== input && input.click();

@@ -16,11 +16,18 @@ const form = new Form();
 const model = () => (known.models.length > 1 ? $("model").value : undefined);
 const offered = () => known.tasks_of[model() ?? known.models[0]] ?? Object.keys(known.tasks);
 
+// A task's fields; those of a ControlNet only where the server was started with one.
+function schemaOf(task) {
+  const { properties, ...rest } = known.tasks[task];
+  const kept = Object.entries(properties).filter(([name]) => known.controlled || !name.startsWith("control_"));
+  return { ...rest, properties: Object.fromEntries(kept) };
+}
+
 function choose(task) {
   const name = offered().includes(task) ? task : offered()[0];
   localStorage.setItem(KEPT, name);
   $("tasks").replaceChildren(...offered().map((one) => make("button", { type: "button", onclick: () => choose(one), "aria-current": one === name ? "page" : null }, LABELS[one] ?? one.replaceAll("_", " "))));
-  form.show(name, known.tasks[name]);
+  form.show(name, schemaOf(name));
 }
 
 async function develop() {
