@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
+from safelight.models.controlnet import ControlNet, ControlNetConfig
 from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, UNETS
 from safelight.models.unet import UNet
 
@@ -81,6 +82,27 @@ def unet(preset: str, size: int) -> bool:
     return good
 
 
+def controlnet(preset: str, size: int) -> bool:
+    from diffusers import ControlNetModel
+
+    unet = UNETS[preset]
+    names = ("block_out_channels", "cross_attention_dim", "attention_head_dim", "use_linear_projection")
+    theirs = ControlNetModel(**{name: getattr(unet, name) for name in names})
+    with torch.device("meta"):
+        ours = ControlNet(ControlNetConfig(unet=unet))
+    share(ours, theirs, seed=6)
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(1, 4, size // 8, size // 8, generator=g)
+    context, picture = (
+        torch.randn(1, 77, unet.cross_attention_dim, generator=g),
+        torch.rand(1, 3, size, size, generator=g),
+    )
+    (skips, mid), theirs_s = timed(theirs, x, 500, context, picture, return_dict=False)
+    added, ours_s = timed(ours, x, 500, context, picture)
+    one, another = (torch.cat([part.flatten() for part in (*a, b)]) for a, b in (added, (skips, mid)))
+    return report(f"{preset} ControlNet, all it adds", one, another, (ours_s, theirs_s))
+
+
 def autoencoder(size: int) -> bool:
     from diffusers import AutoencoderKL
 
@@ -129,6 +151,8 @@ def main() -> None:
             lambda: autoencoder(size),
             lambda: unet("sd15", size),
             lambda: unet("sd2_base", size),
+            lambda: controlnet("sd15", size),
+            lambda: controlnet("sd2_base", size),
         ):
             good &= check()
             gc.collect()
