@@ -1,5 +1,6 @@
 """`safelight serve`: the page and the routes, on this machine."""
 
+import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -104,6 +105,7 @@ def run(app: Any, jobs: Any, host: str, port: int) -> None:
         def handle_exit(self, *signal: Any) -> None:
             """Let those who listen to events go, or the server would wait for them."""
             jobs.close()
+            logging.getLogger("uvicorn.error").disabled = True  # a second signal would be told as a traceback
             super().handle_exit(*signal)
 
     settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False,

@@ -33,7 +33,8 @@ function choose(task) {
 async function develop() {
   if (!$("form").reportValidity()) return;
   try {
-    await ask(`/api/tasks/${form.task}`, { method: "POST", body: { ...form.request(), model: model() } });
+    const job = await ask(`/api/tasks/${form.task}`, { method: "POST", body: { ...form.request(), model: model() } });
+    tray.states.set(job.id, "waiting"); // it may have failed before the next event comes
   } catch (problem) { note(problem); }
 }
 
