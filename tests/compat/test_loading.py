@@ -44,8 +44,8 @@ def test_every_name_is_there(name):
 
 
 def test_names_that_are_not_here_say_so():
-    with pytest.raises(MissingPartError, match="ControlNetModel is not here yet"):
-        from safelight.compat import ControlNetModel  # noqa: F401
+    with pytest.raises(MissingPartError, match="MotionAdapter is not here yet"):
+        from safelight.compat import MotionAdapter  # noqa: F401
     with pytest.raises(ImportError):
         from safelight.compat import StableDiffusionPipelin  # noqa: F401
     assert not hasattr(compat, "no_such_name")

@@ -288,9 +288,9 @@ def plan_decoder_file(path: Path) -> Plan[TinyDecoder]:
 
 
 def plan_controlnet_file(path: Path) -> Plan[ControlNet]:
-    """Plan a ControlNet in a file of its own, or in one of the originals, which hold the whole model beside it.
+    """Plan a ControlNet in the original's names: in a file of its own, or with the whole model beside it.
 
-    Names are the original's or diffusers'. Raises WrongModel.
+    Raises WrongModel.
     """
     file = open_file(path)
     if "controlnet_cond_embedding.conv_in.weight" in file:

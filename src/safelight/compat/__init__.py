@@ -5,6 +5,7 @@
 Nothing is computed here that another room could: compat holds names, call shapes, and diffusers' way of drawing chance.
 
     stable_diffusion   the three Stable Diffusion pipelines; denoising, prompting: what they share
+    controlnet         ControlNets, and text to image and image to image with one
     unconditional      DDPM, DDIM, LDM
     adapters           LoRAs and learned words in pipelines
     pipeline           DiffusionPipeline: loading, saving, parts; auto: a pipeline for a task
@@ -14,7 +15,7 @@ Nothing is computed here that another room could: compat holds names, call shape
     randomness         randn_tensor, posteriors; outputs: what calls return
     faces              how a network gets another call shape; loading: from_pretrained's options
 
-What is not here (safety checker, ControlNet, IP-Adapter, ...) says so by a MissingPartError.
+What is not here (safety checker, IP-Adapter, ...) says so by a MissingPartError.
 """
 
 from importlib import import_module
@@ -26,6 +27,7 @@ _EXPORTS: dict[str, str] = {
     name: f"safelight.compat.{module}"
     for module, names in {
         "stable_diffusion": "StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline",
+        "controlnet": "ControlNetModel StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetPipeline",
         "unconditional": "DDIMPipeline DDPMPipeline LDMPipeline",
         "pipeline": "DiffusionPipeline",
         "auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
@@ -39,8 +41,8 @@ _EXPORTS: dict[str, str] = {
         "TCDScheduler UniPCMultistepScheduler",
         "images": "VaeImageProcessor load_image make_image_grid numpy_to_pil",
         "randomness": "DiagonalGaussianDistribution randn_tensor retrieve_latents",
-        "outputs": "AutoencoderKLOutput DecoderOutput ImagePipelineOutput StableDiffusionPipelineOutput "
-        "UNet2DConditionOutput UNet2DOutput VQEncoderOutput",
+        "outputs": "AutoencoderKLOutput ControlNetOutput DecoderOutput ImagePipelineOutput "
+        "StableDiffusionPipelineOutput UNet2DConditionOutput UNet2DOutput VQEncoderOutput",
     }.items()
     for name in names.split()
 }

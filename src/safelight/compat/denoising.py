@@ -236,12 +236,16 @@ class Denoising(Prompted):
         x = self.scheduler.scale_model_input(x, t)
         if state.masked_image_latents is not None and state.mask is not None and not self._blends:
             x = torch.cat([x, state.mask, state.masked_image_latents], dim=1)
-        output = self.unet(x, t, encoder_hidden_states=state.prompt_embeds, return_dict=False)[0]
+        output = self._asked(state, x, t)
         if not guided:
             return output
         negative, positive = output.chunk(2)
         output = negative + self.guidance_scale * (positive - negative)
         return rescale_noise_cfg(output, positive, self.guidance_rescale) if self.guidance_rescale > 0 else output
+
+    def _asked(self, state: State, x: Tensor, t: Any) -> Tensor:
+        """The U-Net's answer."""
+        return self.unet(x, t, encoder_hidden_states=state.prompt_embeds, return_dict=False)[0]
 
     # Latents and pictures
 

@@ -20,16 +20,17 @@ from safelight.compat.outputs import (
     VQEncoderOutput,
 )
 from safelight.compat.randomness import DiagonalGaussianDistribution, Generators
-from safelight.errors import MissingPartError
+from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.bottleneck import VectorQuantizer
-from safelight.models.unet import UNet, UNetConfig
+from safelight.models.controlnet import ControlNet
+from safelight.models.unet import Added, UNet, UNetConfig
 
 
 class Diffuser(Pretrained):
     """What diffusers' models have beside their networks: the memory switches of scripts."""
 
-    net: UNet | Autoencoder
+    net: UNet | Autoencoder | ControlNet
 
     def enable_gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
@@ -103,21 +104,23 @@ class UNet2DConditionModel(Diffuser):
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """Predict from `sample` (B, C, H, W) at `timestep`, a number or (B,), and context (B, L, D): `.sample`."""
+        """Predict from `sample` (B, C, H, W) at `timestep`, a number or (B,), and context (B, L, D): `.sample`.
+
+        The additional residuals of the way down and of the middle are a ControlNet's.
+        """
         refused = {
             "timestep_cond": timestep_cond,
             "attention_mask": attention_mask,
             "cross_attention_kwargs": cross_attention_kwargs or None,
             "added_cond_kwargs": added_cond_kwargs or None,
-            "down_block_additional_residuals (ControlNet)": down_block_additional_residuals,
-            "mid_block_additional_residual (ControlNet)": mid_block_additional_residual,
             "down_intrablock_additional_residuals (T2I-Adapter)": down_intrablock_additional_residuals,
             "encoder_attention_mask": encoder_attention_mask,
         }
         for name, value in refused.items():
             if value is not None:
                 raise MissingPartError(f"this U-Net takes no {name} yet", remedy="leave it out")
-        output = self.net(sample, timestep, encoder_hidden_states, class_labels=class_labels)
+        added = added_of(down_block_additional_residuals, mid_block_additional_residual)
+        output = self.net(sample, timestep, encoder_hidden_states, class_labels=class_labels, added=added)
         return UNet2DConditionOutput(output) if return_dict else (output,)
 
 
@@ -238,3 +241,11 @@ class _Of:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+
+def added_of(down: tuple[Tensor, ...] | None, mid: Tensor | None) -> Added | None:
+    """diffusers' additional residuals as our U-Net takes them. Raises InputError for one without the other."""
+    if (down is None) != (mid is None):
+        remedy = "give down_block_additional_residuals and mid_block_additional_residual"
+        raise InputError("half of what a ControlNet adds was given", remedy=remedy)
+    return None if down is None or mid is None else Added(tuple(down), mid)

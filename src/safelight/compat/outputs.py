@@ -93,6 +93,14 @@ class DecoderOutput(Output):
 
 
 @dataclass
+class ControlNetOutput(Output):
+    """What to add to a U-Net: `down_block_res_samples`, first things first, and `mid_block_res_sample`."""
+
+    down_block_res_samples: tuple[Tensor, ...]
+    mid_block_res_sample: Tensor
+
+
+@dataclass
 class BaseModelOutput(Output):
     """`last_hidden_state` (B, L, D) before the final norm; `hidden_states`, where asked for: one more than layers."""
 

@@ -250,7 +250,17 @@ class DiffusionPipeline:
         raise self._missing("IP-Adapter")
 
 
-NAMES = ("vae", "vqvae", "text_encoder", "tokenizer", "unet", "scheduler", *UNUSED, "requires_safety_checker")
+NAMES = (
+    "vae",
+    "vqvae",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "controlnet",
+    "scheduler",
+    *UNUSED,
+    "requires_safety_checker",
+)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -264,7 +274,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def find_pipeline(name: Any, folder: Path) -> type[DiffusionPipeline]:
     """Find the pipeline that a model_index.json names. Raises MissingPartError."""
-    from safelight.compat import stable_diffusion, unconditional  # noqa: F401  (they register themselves)
+    from safelight.compat import controlnet, stable_diffusion, unconditional  # noqa: F401  (they register themselves)
 
     if name not in DiffusionPipeline.pipelines:
         remedy = nearest(str(name), DiffusionPipeline.pipelines)
@@ -286,6 +296,10 @@ def _load_part(folder: Path, name: str, entry: list[Any], chosen: Options) -> An
     if kind in schedulers.SCHEDULERS:
         return schedulers.SCHEDULERS[kind].from_pretrained(folder / name)
     known = NETWORKS | WORDS
+    if kind == "ControlNetModel":  # which knows pipelines, and so is not known here
+        from safelight.compat.controlnet import ControlNetModel
+
+        known[kind] = ControlNetModel
     if kind not in known:
         remedy = nearest(str(kind), [*known, *schedulers.SCHEDULERS])
         raise MissingPartError(f"{folder / name}: the class {kind!r} is not here", remedy=remedy)

@@ -33,6 +33,7 @@ FACTOR = 8  # how much larger the picture is than the latent: three halvings on 
 # Keys of diffusers' config.json that are not the U-Net's
 OWN = {"conditioning_channels", "conditioning_embedding_out_channels", "controlnet_conditioning_channel_order",
        "global_pool_conditions"}  # fmt: skip
+OF_THE_WAY_UP = {"up_block_types", "out_channels", "sample_size", "center_input_sample", "dropout"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,13 @@ class ControlNetConfig:
         shared = {key: value for key, value in config.items() if key not in OWN and not key.startswith("_")}
         unet = {**shared, "up_block_types": ups, "_class_name": "UNet2DConditionModel"}
         return cls(unet=UNetConfig.from_diffusers(unet), **own)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """What is written as config.json."""
+        written = {key: value for key, value in self.unet.to_diffusers().items() if key not in OF_THE_WAY_UP}
+        own = {key: getattr(self, key) for key in sorted(OWN)}
+        listed = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+        return {**written, **listed, "_class_name": "ControlNetModel"}
 
     def check_fits(self, unet: UNetConfig) -> None:
         """Raise InputError unless what this adds has the shapes of what that U-Net leaves."""

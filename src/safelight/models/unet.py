@@ -71,12 +71,13 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         *,
         class_labels: Tensor | None = None,
+        added: "Added | None" = None,
     ) -> Tensor:
         """x (B, in_channels, H, W) in the net's dtype, any H and W -> (B, out_channels, H, W).
 
         `timesteps` is a number, a scalar tensor or (B,); fractions are welcome. `context` (B, L, cross_attention_dim)
         is for conditional nets, `class_labels` for nets with a class embedding: (B,) class numbers or timesteps, or
-        (B, width) vectors. Whatever is missing, superfluous or of the wrong size is an InputError.
+        (B, width) vectors; `added` is a ControlNet's. What is missing, too much or of the wrong size is an InputError.
         """
         self.check_inputs(x, context)
         emb = self.embed_time(timesteps, class_labels)
@@ -85,7 +86,7 @@ class UNet(nn.Module):
                 f"There are {emb.shape[0]} timesteps or class labels for a batch of {x.shape[0]}.",
                 remedy="give one per picture, or one for all",
             )
-        return self.forward_embedded(x, emb, context)
+        return self.forward_embedded(x, emb, context, added)
 
     def embed_time(self, timesteps: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """Timesteps () or (B,), and class labels if the net has classes -> embedding (1 or B, emb_channels).
