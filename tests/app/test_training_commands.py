@@ -183,3 +183,25 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_0(folder, first_stage, 
     assert f"safelight train diffusion --run {tmp_path / 'run'}" in told.splitlines()  # whole, to be copied
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(checkpoint.name[5:]) >= 3
+
+
+def test_a_lora_is_trained_stopped_and_resumed_and_drawn_with(folder, tmp_path):
+    options = ["--init", "default", "--lora-rank", "2", "--lora-alpha", "4", "--batch-size", "2", "--size", "64",
+               "--sheet-steps", "2", "--learning-rate", "0.01", "--device", "cpu", "--ema-decay", "0.5"]  # fmt: skip
+    options += EVERY
+    run("train", "diffusion", folder / "pictures", "--run", tmp_path / "whole", "--steps", 6, *options)
+    run("train", "diffusion", folder / "pictures", "--run", tmp_path / "parts", "--steps", 3, *options)
+    run("train", "diffusion", folder / "pictures", "--run", tmp_path / "parts", "--steps", 6)
+    file = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "whole" / "model" / file).read_bytes() == (tmp_path / "parts" / "model" / file).read_bytes()
+    assert (tmp_path / "whole" / "sheets" / "step-00000006.png").exists()
+    assert "A LoRA" in (tmp_path / "whole" / "model" / "README.md").read_text()
+    plain, tuned = (safelight.load(device="cpu", loras=loras) for loras in ([], [tmp_path / "whole" / "model"]))
+    a, b = (
+        safelight.text_to_image(model, "a red picture", steps=2, seed=0, width=64, height=64)
+        for model in (plain, tuned)
+    )
+    assert a[0].tobytes() != b[0].tobytes()
+    largest = max(f.stat().st_size for f in (tmp_path / "whole" / "checkpoints").rglob("*.safetensors"))
+    assert largest < sum(p.nbytes for p in plain.unet.parameters()) / 20
+    assert "--init" in run("train", "diffusion", folder / "pictures", "--run", tmp_path / "x", "--lora-rank", 2, code=2)

@@ -87,7 +87,8 @@ def assemble_diffusion(recipe: DiffusionRecipe, run: Path, device: torch.device)
     if not recipe.sheet_prompts:
         update["sheet_prompts"] = sheet_prompts(recipe, data, classes)
     shown = examples(recipe, data, device) if recipe.sheet_every else None
-    stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes, examples=shown)
+    with seeded(recipe.seed):  # a LoRA begins at random
+        stage = DiffusionStage(model, recipe.model_copy(update=update), classes=classes, examples=shown)
     networks: dict[str, nn.Module | None] = {"U-Net": model.unet, "text encoder": model.text_encoder}
     networks["conditioner"] = model.conditioner
     return Assembled(stage, data, about(recipe, data, networks))
@@ -211,6 +212,10 @@ def precomputed(
 
 def diffusion_model(recipe: DiffusionRecipe, data: Data[Any], classes: Sequence[str], run: Path) -> LatentDiffusion:
     """The model to train: `init`'s, or a new one around the given first stage."""
+    if recipe.lora_rank and (recipe.init is None or recipe.parallel == "fsdp"):
+        if recipe.init is None:
+            raise InputError("a LoRA needs a model that it is for", remedy="name it with --init")
+        raise InputError("a LoRA is too small to be sharded", remedy="use --parallel ddp")
     if recipe.init is not None:
         model = load(recipe.init, device="cpu", dtype=torch.float32, vae=recipe.autoencoder)
         if recipe.concat == "class_map" and model.conditioner is None:

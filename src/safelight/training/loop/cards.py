@@ -7,9 +7,9 @@ from typing import Any
 from safelight.writing import replacing
 
 TITLES = {"diffusion": "A latent diffusion model", "autoencoder": "A first stage (autoencoder)",
-          "decoder": "A tiny decoder"}  # fmt: skip
+          "decoder": "A tiny decoder", "lora": "A LoRA"}  # fmt: skip
 TAGS = {"diffusion": ["text-to-image", "diffusers", "latent-diffusion"], "autoencoder": ["autoencoder", "diffusers"],
-        "decoder": ["decoder", "safelight"]}  # fmt: skip
+        "decoder": ["decoder", "safelight"], "lora": ["lora", "text-to-image", "diffusers"]}  # fmt: skip
 
 
 def write_card(folder: Path, stage: str, record: Mapping[str, Any]) -> None:

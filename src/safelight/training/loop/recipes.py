@@ -72,6 +72,9 @@ class DiffusionConfig(_Options):
     train_text_encoder: bool = Field(
         False, description="train the text encoder along, as the first LDMs did; a new one always is"
     )
+    lora_rank: int = Field(0, ge=0, le=1024, description="of a LoRA to train in place of the model; 0 trains the model")
+    lora_alpha: float | None = Field(None, gt=0, description="the LoRA is added by alpha/rank; by default by 1")
+    lora_layers: Literal["attention", "linear"] = Field("attention", description="which layers a LoRA adds to")
     concat: Literal["none", "low_resolution", "mask", "class_map"] = Field(
         "none", description="what the network sees beside the noisy latent; only scenes have maps of classes"
     )
@@ -115,7 +118,7 @@ class DataConfig(_Options):
 class DiffusionModelConfig(_Options):
     """The networks of the second stage, where they are not `init`'s."""
 
-    init: str | None = Field(None, description="a model to go on from: all its weights are tuned")
+    init: str | None = Field(None, description="a model to go on from: all its weights are tuned, or a LoRA for it")
     autoencoder: str | None = Field(None, description="the first stage: a folder or file, from `train autoencoder` say")
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = Field(
         None, description="what the U-Net predicts; by default init's, or epsilon"

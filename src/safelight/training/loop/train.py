@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from safelight import kernels
 from safelight.errors import CheckpointError, InputError, NonFiniteError, SafelightError
@@ -100,15 +101,16 @@ class Trainer:
     def _prepare_modules(self) -> None:
         config, stage = self.config, self.stage
         for module in stage.modules.values():
+            network: nn.Module = getattr(module, "network", module)  # behind a LoRA
             if config.channels_last:
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for part in module.modules():
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for part in network.modules():
                 if hasattr(part, "gradient_checkpointing"):
                     part.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
             if config.compile:
                 module.compile()
             elif config.precision == "float32" and config.parallel == "ddp":  # FSDP knows no channels-last
-                kernels.prepare(module)
+                kernels.prepare(network)
         replicate(stage.modules, stage.optimizers.values(), self.world, config.parallel)
 
     def _resume(self) -> None:

@@ -15,6 +15,7 @@ reconstructions  its sheet, and the decoder's
 decoder          a tiny decoder that learns from a first stage
 
 diffusion        the second stage: its loss, a pure function, and the stage around it
+lora             a LoRA in place of the whole model: narrow matrices beside its layers, and their file
 conditioning     what steers it: text, classes, layouts; pictures and maps beside the latent
 examples         its sheet, where it is not asked in words alone
 """

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from safelight import kernels
 from safelight.checkpoint.build import on_meta
+from safelight.checkpoint.lora import FILE
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_folder
+from safelight.checkpoint.writing import replacing_folder
 from safelight.diffusion.condition import Condition
 from safelight.diffusion.noise import sent
 from safelight.diffusion.parameterization import Parameterization
@@ -37,6 +39,7 @@ from safelight.training.loop.recipes import DiffusionConfig
 from safelight.training.loop.sheets import contact_sheet
 from safelight.training.stages import conditioning
 from safelight.training.stages.examples import example_sheet
+from safelight.training.stages.lora import Adapted, write_lora
 from safelight.training.stages.noise import BatchNoise
 from safelight.training.stages.stage import Loss, Stage, Weights
 
@@ -140,10 +143,17 @@ class DiffusionStage(Stage):
                 self.modules["text_encoder"] = model.text_encoder
         if model.conditioner is not None:
             self.modules["conditioner"] = model.conditioner.train().requires_grad_(True)
+        if config.lora_rank:
+            self.modules = {name: self._adapted(network) for name, network in self.modules.items()}
         self.averaged = tuple(self.modules)
         rates = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
         betas = (config.beta1, config.beta2)
         self.optimizers: dict[str, torch.optim.Optimizer] = {"unet": adamw(self.modules.values(), betas=betas, **rates)}
+
+    def _adapted(self, network: nn.Module) -> Adapted:
+        """A network with a LoRA beside it, which is what is trained."""
+        c = self.config
+        return Adapted(network, rank=c.lora_rank, alpha=c.lora_alpha, layers=c.lora_layers)
 
     def losses(self, batch: Any, noise: BatchNoise) -> Iterator[Loss]:
         """One loss, of the U-Net."""
@@ -251,6 +261,8 @@ class DiffusionStage(Stage):
             has = "none" if model.conditioner is None else f"a {type(model.conditioner).__name__}"
             what = f"conditioning={config.conditioning!r} and concat={config.concat!r} need another embedder than {has}"
             raise InputError(what, remedy="make a new model, without --init, or train this one as it was trained")
+        if config.lora_rank and model.conditioner is not None:
+            raise InputError("a LoRA is for models of words", remedy="train this model itself: lora_rank=0")
         if config.train_text_encoder and config.conditioning != "text":
             raise InputError("train_text_encoder is for conditioning on text", remedy="leave it out")
         rows = unet.num_class_embeds
@@ -303,7 +315,9 @@ class DiffusionStage(Stage):
         return [label or "" for label in labels] if self.config.conditioning == "text" else [""] * len(labels)
 
     def finish(self, folder: Path, weights: Weights, record: Mapping[str, Any]) -> None:
-        """Write the model in diffusers' layout, with a card beside it."""
+        """Write the model in diffusers' layout, or the LoRA, with a card beside it."""
+        if self.config.lora_rank:
+            return self._finish_lora(folder, weights, record)
         model = self.model
         unet = on_meta(lambda: UNet(bare(model.unet).config))  # type: ignore[arg-type]
         unet.load_state_dict(dict(weights["unet"]), assign=True)
@@ -330,4 +344,10 @@ class DiffusionStage(Stage):
             family=model.family,
         )
         save_folder(parts, folder)
-        write_card(folder, "diffusion", {**record, "config": self.config.model_dump()})
+        return write_card(folder, "diffusion", {**record, "config": self.config.model_dump()})
+
+    def _finish_lora(self, folder: Path, weights: Weights, record: Mapping[str, Any]) -> None:
+        learned = {name: (bare(module), dict(weights[name])) for name, module in self.modules.items()}
+        with replacing_folder(folder, is_ours=lambda path: (path / FILE).is_file()) as new:
+            write_lora(new, learned)  # type: ignore[arg-type]
+            write_card(new, "lora", {**record, "config": self.config.model_dump()})
