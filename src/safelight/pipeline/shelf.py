@@ -23,13 +23,12 @@ from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import WORDING
 from safelight.pipeline.pictures import Pictures, check_folder, save_picture
+from safelight.pipeline.recipes.recipe import INPUTS
 from safelight.pipeline.remembering import fingerprint
 from safelight.pipeline.wording import worded
 
 LIST = "cells.jsonl"
 SILENT = (*WORDING, "watch", "count", "batch_size")  # no part of a recipe: they change no picture, or have done so
-
-FILES = ("image", "mask", "control_image")
 
 Description = dict[str, Any]  # of one picture: all that decides how it comes out, in JSON
 
@@ -46,7 +45,7 @@ def described(model: str, task: str, request: Mapping[str, Any]) -> Description:
     words = worded(request["prompt"], request, request["seed"])  # type: ignore[arg-type]
     (pair,) = words.pairs()
     told = {name: _told(value) for name, value in request.items() if name not in SILENT}
-    told |= {name: _content(request[name], name) for name in FILES if request.get(name) is not None}
+    told |= {name: _content(request[name], name) for name in INPUTS if request.get(name) is not None}
     return {"safelight": __version__, "model": model, "task": task, **told,
             "prompt": _told(pair[0]), "negative_prompt": _told(pair[1])}  # fmt: skip
 

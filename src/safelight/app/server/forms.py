@@ -15,12 +15,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from safelight.app.server.gallery import KINDS, Gallery
+from safelight.app.server.gallery import Gallery
 from safelight.errors import InputError, nearest
 from safelight.pipeline.fields import parameters, validate
+from safelight.pipeline.pictures import ENDINGS, FORMATS
+from safelight.pipeline.recipes.recipe import INPUTS
 from safelight.pipeline.tasks import TASKS
 
-PICTURES = ("image", "mask", "class_map", "control_image")  # fields that hold a picture
 TEXTS = ("prompt", "negative_prompt", "label", "boxes")  # fields of words, which Python's annotations leave open
 MOST_PIXELS = 8192 * 8192
 MOST_WORDS = 8192  # characters of a text
@@ -51,8 +52,8 @@ def request_of(
             raise InputError(f"unknown field {name!r} of {task}", remedy=nearest(name, known))
         if name in TEXTS:
             _check_text(name, value)
-    asked = {name: value for name, value in body.items() if name not in PICTURES}
-    opened = {name: picture(body[name], name, gallery) for name in PICTURES if body.get(name) is not None}
+    asked = {name: value for name, value in body.items() if name not in INPUTS}
+    opened = {name: picture(body[name], name, gallery) for name in INPUTS if body.get(name) is not None}
     request = {**_given(fixed, known, asked), **asked, **opened}
     validate(_function(task), request)
     return request, asked
@@ -73,24 +74,25 @@ def _check_text(name: str, value: Any) -> None:
         raise InputError(f"{name} has more than {MOST_WORDS} characters", remedy="say it in fewer")
 
 
+def decoded(text: str, name: str) -> bytes:
+    """The bytes of a base64 text or of a data URL. Raises InputError, in which they are called `name`."""
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"{name} is no picture in base64", remedy="send the bytes of its file in base64") from None
+
+
 def picture(value: Any, name: str, gallery: Gallery) -> Any:
     """A picture from its bytes, as base64 or as a data URL, or from a name in the gallery."""
     from PIL import Image
 
-    from safelight.pipeline.pictures import FORMATS
-
     remedy = "give the bytes of a PNG, JPEG or WebP in base64, or the name of a picture in the gallery"
     if not isinstance(value, str):
         raise InputError(f"{name} is not text", remedy=remedy)
-    if Path(value).suffix.lower() in KINDS and len(value) <= 200:
+    if Path(value).suffix.lower() in ENDINGS and len(value) <= 200:
         source: Any = gallery.path(value)
     else:
-        try:
-            source = io.BytesIO(
-                base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
-            )
-        except (binascii.Error, ValueError):
-            raise InputError(f"{name} is no picture in base64", remedy=remedy) from None
+        source = io.BytesIO(decoded(value, name))
     try:
         image = Image.open(source, formats=FORMATS)
         if image.width * image.height > MOST_PIXELS:
@@ -115,7 +117,7 @@ def schema(task: str) -> dict[str, Any]:
     model: type[BaseModel] = create_model(task, __config__=ConfigDict(arbitrary_types_allowed=True), **shown)
     described = model.model_json_schema()
     for name, about in described["properties"].items():
-        if name in PICTURES:
+        if name in INPUTS:
             about |= {"type": "string", "format": "picture"}
         elif name in TEXTS:
             about |= {"type": "string"}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import InputError
+from safelight.pipeline.pictures import ENDINGS
 
-KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 NAME = re.compile(r"\w[\w .()+-]{0,199}")  # no slash and no leading dot: it names a file of this folder, or nothing
 
 
@@ -37,7 +37,7 @@ class Gallery:
 
     @staticmethod
     def _is_one(file: Path) -> bool:
-        return file.suffix.lower() in KINDS and file.is_file() and not file.is_symlink()
+        return file.suffix.lower() in ENDINGS and file.is_file() and not file.is_symlink()
 
 
 def reading_of(path: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
 
     @app.post("/v1/images/generations")
     async def generations(request: Request, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+        """Draw, and answer with the pictures, or with what was wrong."""
         try:
             form, kind, asked = said(body)
             model = None if body.get("model") is None else darkroom.known(str(body["model"]))

@@ -18,9 +18,9 @@ Retry-After where too many wait.
 """
 
 import asyncio
-import base64
 import hmac
 import json
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,11 +36,12 @@ from starlette.exceptions import HTTPException
 from safelight import __version__
 from safelight.app.server import openai
 from safelight.app.server.darkroom import Darkroom
-from safelight.app.server.forms import request_of, schema
-from safelight.app.server.gallery import KINDS, Gallery
+from safelight.app.server.forms import decoded, request_of, schema
+from safelight.app.server.gallery import Gallery, reading_of
 from safelight.app.server.guard import COOKIE, Guard
 from safelight.app.server.jobs import ENDS, Job, Jobs, QueueFullError
 from safelight.errors import InputError
+from safelight.pipeline.pictures import ENDINGS
 from safelight.pipeline.tasks import TASKS
 
 PAGE = Path(__file__).parent / "page"
@@ -73,7 +74,6 @@ def create_app(
         token: what whoever asks must know, if anything.
         fixed: keywords that every task gets, such as `wildcards`.
     """
-    gallery = darkroom.gallery
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -83,6 +83,9 @@ def create_app(
 
     app = FastAPI(title="Safelight", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     answers(app)
+    add_jobs(app, jobs)
+    add_pictures(app, darkroom.gallery)
+    add_page(app, token)
 
     @app.get("/health")
     def health() -> Json:
@@ -93,6 +96,15 @@ def create_app(
         known = {name: list(tasks) for name, tasks in darkroom.tasks.items()}
         shapes, controlled = {task: schema(task) for task in TASKS}, darkroom.loading.get("control") is not None
         return {"models": darkroom.models, "tasks": shapes, "tasks_of": known, "controlled": controlled}
+
+    for task in TASKS:
+        route(app, task, jobs, darkroom, fixed or {})
+    openai.add_routes(app, jobs, darkroom, fixed or {})
+    return Guard(app, host=host, token=token, names=names)
+
+
+def add_jobs(app: FastAPI, jobs: Jobs) -> None:
+    """Add what tells of jobs, and stops them."""
 
     @app.get("/api/jobs")
     def all_jobs() -> list[Json]:
@@ -116,6 +128,10 @@ def create_app(
         return StreamingResponse(news(jobs, request), media_type="text/event-stream",
                                  headers={"cache-control": "no-store"})  # fmt: skip
 
+
+def add_pictures(app: FastAPI, gallery: Gallery) -> None:
+    """Add the gallery, and what reads a picture that is sent."""
+
     @app.get("/api/pictures")
     def pictures(before: str | None = None, most: Annotated[int, Query(ge=1, le=1000)] = 60) -> list[str]:
         return gallery.names(before, most)
@@ -132,7 +148,13 @@ def create_app(
     @app.get("/pictures/{name}")
     def file(name: str) -> FileResponse:
         path = lies(gallery, name)
-        return FileResponse(path, media_type=KINDS[path.suffix.lower()], headers={"cache-control": "private"})
+        return FileResponse(
+            path, media_type=f"image/{ENDINGS[path.suffix.lower()].lower()}", headers={"cache-control": "private"}
+        )
+
+
+def add_page(app: FastAPI, token: str | None) -> None:
+    """Add the page, and how it signs in."""
 
     @app.post("/api/login")
     def login(told: Annotated[str, Body(embed=True, alias="token")]) -> JSONResponse:
@@ -147,10 +169,6 @@ def create_app(
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    for task in TASKS:
-        route(app, task, jobs, darkroom, fixed or {})
-    openai.add_routes(app, jobs, darkroom, fixed or {})
-    return Guard(app, host=host, token=token, names=names)
 
 
 def route(app: FastAPI, task: str, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any]) -> None:
@@ -240,14 +258,7 @@ async def news(jobs: Jobs, request: Request) -> AsyncIterator[str]:
 
 def how_sent(picture: str) -> Json:
     """How a picture was made that is sent as base64 or as a data URL. It is kept nowhere."""
-    import tempfile
-
-    from safelight.app.server.gallery import reading_of
-
-    try:
-        data = base64.b64decode(picture.partition(",")[2] if picture.startswith("data:") else picture, validate=True)
-    except ValueError:
-        raise InputError("this is no picture in base64", remedy="send the bytes of its file") from None
+    data = decoded(picture, "picture")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture"
         file.write_bytes(data)

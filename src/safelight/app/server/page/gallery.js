@@ -1,6 +1,6 @@
 // The folder of pictures, and one of them looked at: how it was made, and what may be done with it.
 
-import { ask, make, note, pictureUrl } from "./api.js";
+import { ask, make, pictureUrl } from "./api.js";
 
 const AT_ONCE = 60;
 const SHOWN = ["prompt", "negative_prompt", "label", "boxes", "seed", "steps", "guidance_scale", "sampler", "grid", "strength", "width", "height"];
@@ -69,5 +69,3 @@ function facts(made) {
 }
 
 const row = (name, value) => make("tr", {}, make("th", {}, String(name).replaceAll("_", " ")), make("td", {}, String(value ?? "")));
-
-export { note };
