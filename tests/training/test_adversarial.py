@@ -33,6 +33,16 @@ def test_vanilla_is_the_cross_entropy_of_telling_real_from_fake():
     assert float(generator_loss(fake)) == pytest.approx(0.65)
 
 
+def test_the_logarithm_is_the_likelihood_with_each_pictures_own_variance():
+    torch.manual_seed(0)
+    error, distance = torch.rand(2, 3, 4, 5) ** 2, torch.tensor([0.25, 0.0])
+    found = negative_log_likelihood(error, distance, torch.tensor(0.3), "log")
+    best = [(one + d).mean().log() for one, d in zip(error, distance, strict=True)]
+    likely = [negative_log_likelihood(error[k : k + 1], distance[k : k + 1], best[k], "mean") for k in range(2)]
+    torch.testing.assert_close(found, sum(likely) / 2 - 1)  # at its best, r/exp(logvar) is 1
+    assert negative_log_likelihood(torch.zeros(1, 3, 2, 2), torch.zeros(1), torch.tensor(0.0), "log").isfinite()
+
+
 def test_reductions():
     error, distance = torch.full((2, 3, 4, 5), 0.5), torch.tensor([0.25, 0.75])
     logvar = torch.tensor(0.3)

@@ -1,6 +1,7 @@
 """The first stage against a plain reference written from the paper's formulas, and what it does over some steps."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -265,3 +266,16 @@ def test_l2_is_the_squared_error():
     pictures = made.data.batch(0, range(4)).pictures
     again = made.generator(pictures, noise().normal(3, 8, 8)).picture
     torch.testing.assert_close(loss.value, F.mse_loss(again, pictures))
+
+
+def test_the_logarithm_of_l2_is_psnr():
+    made = stage(pixel_loss="l2", reduction="log", perceptual_weight=0.0, kl_weight=0.0, **NO_DISC)
+    loss = next(made.losses(made.data.batch(0, range(4)), noise()))
+    pictures = made.data.batch(0, range(4)).pictures
+    again = made.generator(pictures, noise().normal(3, 8, 8)).picture
+    psnr = 10 * math.log10(4) - 10 * loss.value / math.log(10)
+    errors = (again - pictures).square().mean((1, 2, 3))
+    torch.testing.assert_close(psnr, (10 * torch.log10(4 / errors)).mean())
+    assert not made.generator.logvar.requires_grad
+    judged = stage(pixel_loss="l2", reduction="log", disc_start=0, disc_warmup=0)
+    assert next(judged.losses(judged.data.batch(0, range(4)), noise())).value.isfinite()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Reduction = Literal["sum", "mean"]
+Reduction = Literal["sum", "mean", "log"]
 
+EXACT = 1e-8  # the smallest error of a picture whose logarithm is told apart: 86 dB
 EPS, LARGEST = 1e-4, 1e4  # of the adaptive weight, as VQGAN has them
 
 
@@ -28,9 +29,13 @@ def negative_log_likelihood(error: Tensor, distance: Tensor, logvar: Tensor, red
     error (B, C, H, W) is the pixels' and distance (B,) the whole pictures' perceptual one, which is added to every
     pixel. With r = error + distance, each pixel gives r/exp(logvar) + logvar. "sum" adds them over C, H and W and takes
     the mean over B, as the paper's KL models do, whose KL weight of 1e-6 stands beside such sums; "mean" takes the mean
-    over everything, as its VQ models do.
+    over everything, as its VQ models do. "log" is the mean over B of log(mean r), which is what "mean" comes to when
+    each picture has the logvar that suits it best: plain pictures weigh as much as full ones. With squares it is PSNR.
     """
-    terms = (error + distance[:, None, None, None]) / logvar.exp() + logvar
+    errors = error + distance[:, None, None, None]
+    if reduction == "log":
+        return errors.flatten(1).mean(1).clamp_min(EXACT).log().mean()
+    terms = errors / logvar.exp() + logvar
     return terms.sum() / len(terms) if reduction == "sum" else terms.mean()
 
 

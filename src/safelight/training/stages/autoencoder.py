@@ -76,6 +76,7 @@ class FirstStage(nn.Module):
         self.autoencoder = autoencoder
         self.beta, self.legacy = config.commitment_beta, config.original
         learned = not isinstance(autoencoder.quantize, VectorQuantizer) and not config.original
+        learned &= config.reduction != "log"  # to which each picture has its own
         self.logvar = nn.Parameter(torch.zeros(1), requires_grad=learned)  # the paper's VQ models have none
 
     def forward(self, picture: Tensor, noise: Tensor | None, more: Tensor | float = 0.0) -> Reconstruction:

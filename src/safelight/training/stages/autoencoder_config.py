@@ -40,8 +40,10 @@ class AutoencoderTraining(BaseModel):
     features_steps: Count = Field(
         600, description="to train stand-in features in, if neither LPIPS' files nor features are named; 0: do not"
     )
-    reduction: Literal["sum", "mean"] | None = Field(
-        None, description="of both over a picture's pixels; by default the paper's: sum for KL models, mean for VQ"
+    reduction: Literal["sum", "mean", "log"] | None = Field(
+        None,
+        description="of both over a picture's pixels; by default the paper's: sum for KL models, mean for VQ; "
+        "log: the logarithm of each picture's mean, with l2 its PSNR",
     )
     kl_weight: Weight = Field(1e-6, description="of the divergence of a KL model's whole latent")
     codebook_weight: Weight = Field(1.0, description="of a VQ model's codebook and commitment losses")
