@@ -1,6 +1,7 @@
 """The guard: what another site's page can send is refused, whatever it asks for."""
 
 import itertools
+from base64 import b64encode
 
 import pytest
 
@@ -82,6 +83,9 @@ def test_without_the_token_only_the_page_and_the_health_are_there():
         assert status(path=path, of=of, authorization="Bearer wrong") == 401
         assert status(path=path, of=of, authorization="Basic secret") == 401
         assert status(path=path, of=of, authorization="bearer secret") == 200
+        assert status(path=path, of=of, authorization="Basic " + b64encode(b"anyone:secret").decode()) == 200
+        assert status(path=path, of=of, authorization="Basic " + b64encode(b"secret:wrong").decode()) == 401
+        assert status(path=path, of=of, authorization="Basic %%%") == 401
         assert status(path=path, of=of, cookie="a=b; safelight=secret") == 200
         assert status(path=path, of=of, cookie="safelight=secre") == 401
     for path in ("/", "/health", "/page/main.js"):

@@ -5,6 +5,7 @@ Map of the room, from the door inwards:
     guard.py     who may come in: hosts, origins, tokens, sizes; nothing else is answered
     routes.py    what can be asked for: a route for each task, made from the same annotations as its command
     openai.py    the same for programs that were written for OpenAI's pictures
+    a1111.py     and for programs that were written for AUTOMATIC1111's web API
     forms.py     a request in JSON -> keywords of a task, and what a page needs to know to ask
     jobs.py      the queue: every job has an id, a place, progress, previews, an end; and can be stopped
     darkroom.py  the worker that loads models and draws, one job after the other

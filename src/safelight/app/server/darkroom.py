@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safelight.app.server.gallery import Gallery
 from safelight.app.server.jobs import Job, as_preview
+from safelight.checkpoint.lora import parse
 from safelight.errors import InputError, nearest
 from safelight.pipeline.fields import parameters
 from safelight.pipeline.files import file_stem
@@ -55,6 +56,11 @@ class Darkroom:
         if model is not None and model not in self.models:
             raise InputError(f"model {model[:80]!r} is not offered", remedy=nearest(model, self.models))
         return model or self.models[0]
+
+    def lora_names(self) -> list[str]:
+        """The names of LoRAs that a prompt may ask for."""
+        folders = [Path(one[0]) for one in map(parse, self.loading.get("loras", ())) if Path(one[0]).is_dir()]
+        return sorted({file.stem for folder in folders for file in folder.rglob("*.safetensors")})
 
     def warm(self) -> None:
         """Load the first model, so that the first picture need not wait. What is wrong with it is raised."""

@@ -49,3 +49,13 @@ def reading_of(path: Path) -> dict[str, Any]:
     except InputError as error:  # which names a place on this machine
         raise InputError(error.what.replace(str(path), path.name), remedy=error.remedy) from None
     return {name: said[name] for name in ("program", "task", "request", "model", "kept", "remarks")}
+
+
+def infotext_of(path: Path) -> str:
+    """The text that A1111 and we write into pictures; empty where there is none. Raises InputError for no picture."""
+    from safelight.pipeline.recipes.texts import read_texts
+
+    try:
+        return read_texts(path).found.get("parameters", "")
+    except InputError as error:  # which names a place on this machine
+        raise InputError(error.what.replace(str(path), path.name), remedy=error.remedy) from None

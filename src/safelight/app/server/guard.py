@@ -7,6 +7,7 @@
 * those who know the token, if there is one: beyond this machine there must be.
 """
 
+import base64
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
@@ -79,15 +80,24 @@ class Guard:
         return None
 
     def knows(self, headers: dict[str, str]) -> bool:
-        """Whether a request tells the token, as a bearer's or as the page's cookie."""
+        """Whether a request tells the token: as a bearer's, as a password of whoever's, or as the page's cookie."""
         scheme, _, told = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        if scheme.lower() == "basic":  # as clients of A1111's --api-auth have it
+            told = _password(told)
+        elif scheme.lower() != "bearer":
             try:
                 cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
             except CookieError:
                 cookie = None
             told = cookie.value if cookie else ""
         return self.token is not None and hmac.compare_digest(told.strip().encode(), self.token.encode())
+
+
+def _password(told: str) -> str:
+    try:
+        return base64.b64decode(told.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:  # which bad base64 and bad UTF-8 both are
+        return ""
 
 
 def _name(host: str) -> str:

@@ -12,6 +12,7 @@
     GET    /pictures/{name}           the picture itself
     GET    /health                    that the server is there
     POST   /v1/images/generations     as OpenAI's clients ask (openai.py)
+    POST   /sdapi/v1/txt2img, ...     as AUTOMATIC1111's clients ask (a1111.py)
 
 Errors are {"error": {"what", "remedy"}}: 422 for a request that cannot be drawn, 404 for what is not there, 503 with
 Retry-After where too many wait.
@@ -34,7 +35,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from safelight import __version__
-from safelight.app.server import openai
+from safelight.app.server import a1111, openai
 from safelight.app.server.darkroom import Darkroom
 from safelight.app.server.forms import decoded, request_of, schema
 from safelight.app.server.gallery import Gallery, reading_of
@@ -100,6 +101,7 @@ def create_app(
     for task in TASKS:
         route(app, task, jobs, darkroom, fixed or {})
     openai.add_routes(app, jobs, darkroom, fixed or {})
+    a1111.add_routes(app, jobs, darkroom, fixed or {})
     return Guard(app, host=host, token=token, names=names)
 
 

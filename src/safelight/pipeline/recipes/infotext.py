@@ -5,6 +5,7 @@ Written from a recipe, so that its web UI and whatever reads its pictures unders
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -106,7 +107,11 @@ def _value(line: str, start: int) -> tuple[str, int]:
 def read(text: str) -> Reading:
     """What a `parameters` text says. For AUTOMATIC1111's own, with what it does otherwise than we do by default."""
     prompt, negative, fields = split(text)
-    version = fields.pop("Version", "")
+    return of_fields(prompt, negative, fields, fields.pop("Version", ""))
+
+
+def of_fields(prompt: str, negative: str, fields: Mapping[str, str], version: str) -> Reading:
+    """The same of its parts: both prompts, the last line's fields, and who wrote it."""
     ours = version.startswith("Safelight")
     request: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     kept: dict[str, Any] = dict(fields)

@@ -1,0 +1,256 @@
+"""The routes of AUTOMATIC1111's web API, over the same queue, so that programs written for it draw here.
+
+    POST /sdapi/v1/txt2img, /img2img      pictures in the answer itself; whoever hangs up stops the drawing
+    GET  /sdapi/v1/progress               how far it is, with a preview; POST /interrupt, /skip stop it
+    GET  /sdapi/v1/options                and POST: which model is asked for where a request names none
+    GET  /sdapi/v1/samplers, /schedulers, /sd-models, /loras, ...   what may be named
+    POST /sdapi/v1/png-info               how a picture was made that is sent
+
+A request is read as the text that A1111 would have written into its picture (pipeline/recipes/infotext.py), so that
+sampler, schedule, noise, seeds and weights are A1111's. What is asked for and is not here (hires fix, scripts, face
+restoration, tiling) is refused by its name; fields that mean nothing here are passed over, as A1111 does.
+"""
+
+import asyncio
+import base64
+import json
+import tempfile
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from safelight.app.server.darkroom import Darkroom
+from safelight.app.server.forms import decoded, request_of
+from safelight.app.server.gallery import infotext_of
+from safelight.app.server.jobs import ENDS, Job, Jobs, QueueFullError
+from safelight.diffusion.grids import GRIDS
+from safelight.diffusion.samplers import SAMPLERS
+from safelight.errors import InputError
+from safelight.pipeline.recipes.infotext import of_fields
+
+LOOK_EVERY = 0.05  # seconds
+VERSION = "v1.10.1"  # whose rules are followed
+STEPS, SCALE, STRENGTH = 50, 7.0, 0.75  # what A1111 takes where nothing is said; sizes are then the model's own
+MOST = 64  # pictures of one request
+# Fields of a request -> fields of the text in A1111's pictures
+TEXT = {"sampler_name": "Sampler", "scheduler": "Schedule type", "subseed": "Variation seed", "eta": "Eta",
+        "subseed_strength": "Variation seed strength", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin",
+        "s_tmax": "Sigma tmax", "s_noise": "Sigma noise"}  # fmt: skip
+# and of its settings
+SETTINGS = {"eta_noise_seed_delta": "ENSD", "CLIP_stop_at_last_layers": "Clip skip", "emphasis": "Emphasis"}
+RANDN = {"CPU": "CPU", "NV": "NV", "GPU": "GPU"}
+ABSENT = {"enable_hr": "hires fix: draw, then send the picture to img2img at a larger size",
+          "restore_faces": "face restoration", "tiling": "tiling", "script_name": "scripts",
+          "alwayson_scripts": "scripts", "refiner_checkpoint": "the refiner"}  # fmt: skip
+EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models",
+         "prompt-styles")  # fmt: skip
+
+
+def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any]) -> None:
+    """Add all routes to the server."""
+    settings: dict[str, Any] = {"sd_model_checkpoint": Path(darkroom.models[0]).name}
+
+    @app.post("/sdapi/v1/txt2img")
+    async def txt2img(request: Request, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+        return await drawn(request, "text_to_image", body)
+
+    @app.post("/sdapi/v1/img2img")
+    async def img2img(request: Request, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+        return await drawn(request, "inpaint" if body.get("mask") else "image_to_image", body)
+
+    async def drawn(request: Request, task: str, body: dict[str, Any]) -> JSONResponse:
+        """Draw, and answer with the pictures, or with what was wrong."""
+        try:
+            own = {**settings, **(body.get("override_settings") or {})}
+            model = named(own["sd_model_checkpoint"], darkroom)
+            keywords, shown = request_of(task, asked(task, body, own), darkroom.gallery, fixed)
+            job = Job(task, keywords, shown, model)
+            jobs.add(job)
+        except InputError as error:
+            return problem(422, error.what, error.remedy)
+        except QueueFullError as error:
+            return problem(503, error.what, error.remedy)
+        while job.state not in ENDS:
+            await asyncio.sleep(LOOK_EVERY)
+            if await request.is_disconnected():
+                jobs.stop(job.id)
+        if job.state != "done":
+            told = job.error or {"what": "the drawing was interrupted", "remedy": "ask again"}
+            return problem(500, told["what"], told["remedy"])
+        files = [darkroom.gallery.path(name) for name in job.pictures]
+        images = [base64.b64encode(file.read_bytes()).decode() for file in files]
+        echo = {name: value for name, value in body.items() if name not in ("init_images", "mask")}
+        return JSONResponse({"images": images, "parameters": echo, "info": json.dumps(about(files, shown, own))})
+
+    @app.get("/sdapi/v1/progress")
+    def progress() -> dict[str, Any]:
+        job = next((told for told in jobs.told() if told["state"] == "drawing"), None)
+        preview = job["previews"][0].partition(",")[2] if job and job["previews"] else None
+        waiting = sum(told["state"] == "waiting" for told in jobs.told(previews=False))
+        state = {"skipped": False, "interrupted": bool(job and job["stopping"]), "job": job["id"] if job else "",
+                 "job_count": waiting + (job is not None), "sampling_step": 0, "sampling_steps": 0}  # fmt: skip
+        share = job["share"] if job else 0.0
+        return {"progress": share, "eta_relative": 0.0, "state": state, "current_image": preview,
+                "textinfo": job["doing"] if job else None}  # fmt: skip
+
+    @app.post("/sdapi/v1/interrupt")
+    @app.post("/sdapi/v1/skip")
+    def interrupt() -> dict[str, Any]:
+        for told in jobs.told(previews=False):
+            if told["state"] == "drawing":
+                jobs.stop(told["id"])
+        return {}
+
+    @app.get("/sdapi/v1/options")
+    def options() -> dict[str, Any]:
+        return {"CLIP_stop_at_last_layers": 1, "samples_format": darkroom.format, **settings}
+
+    @app.post("/sdapi/v1/options")
+    def set_options(body: Annotated[dict[str, Any], Body()]) -> Any:
+        known = {name: value for name, value in body.items() if name in (*SETTINGS, "sd_model_checkpoint")}
+        try:
+            named(known.get("sd_model_checkpoint", settings["sd_model_checkpoint"]), darkroom)
+        except InputError as error:
+            return problem(422, error.what, error.remedy)
+        settings.update(known)
+        return None
+
+    @app.get("/sdapi/v1/sd-models")
+    def models() -> list[dict[str, Any]]:
+        names = [Path(name).name for name in darkroom.models]
+        return [{"title": name, "model_name": Path(name).stem, "hash": None, "sha256": None, "filename": name,
+                 "config": None} for name in names]  # fmt: skip
+
+    @app.get("/sdapi/v1/samplers")
+    def samplers() -> list[dict[str, Any]]:
+        return [{"name": one.label, "aliases": [name], "options": {}} for name, one in SAMPLERS.items()]
+
+    @app.get("/sdapi/v1/schedulers")
+    def schedulers() -> list[dict[str, Any]]:
+        automatic = {"name": "automatic", "label": "Automatic", "aliases": None}
+        return [automatic, *({"name": name, "label": one.label, "aliases": None} for name, one in GRIDS.items())]
+
+    @app.get("/sdapi/v1/loras")
+    def loras() -> list[dict[str, Any]]:
+        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in darkroom.lora_names()]
+
+    @app.get("/sdapi/v1/embeddings")
+    def embeddings() -> dict[str, Any]:
+        return {"loaded": {}, "skipped": {}}
+
+    @app.post("/sdapi/v1/png-info")
+    def png_info(body: Annotated[dict[str, Any], Body()]) -> Any:
+        try:
+            data = decoded(str(body.get("image", "")), "image")
+            with tempfile.TemporaryDirectory() as folder:
+                (file := Path(folder) / "picture").write_bytes(data)
+                text = infotext_of(file)
+        except InputError as error:
+            return problem(422, error.what, error.remedy)
+        return {"info": text, "items": {"parameters": text} if text else {}, "parameters": {}}
+
+    @app.get("/sdapi/v1/cmd-flags")
+    def flags() -> dict[str, Any]:
+        return {}
+
+    def none() -> list[Any]:
+        return []
+
+    for name in EMPTY:
+        app.add_api_route(f"/sdapi/v1/{name}", none, methods=["GET"])
+
+
+def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a task, of what A1111 is asked. Raises InputError for what is not here, or is no value."""
+    for field, what in ABSENT.items():
+        if body.get(field) and str(body[field]).lower() != "none":
+            raise InputError(f"{field}: {what.partition(':')[0]} is not here", remedy=what.partition(": ")[2] or
+                             f"leave {field} out")  # fmt: skip
+    drawing = task == "text_to_image"
+    sides = {side: number(body, side, None, whole=True) for side in ("width", "height") if body.get(side)}
+    sides = {} if task == "inpaint" else sides  # what is repainted stays as large as it is
+    fields = {"Steps": number(body, "steps", STEPS, whole=True), "CFG scale": number(body, "cfg_scale", SCALE),
+              "Sampler": body.get("sampler_index") or "Euler", "Schedule type": "Automatic"}  # fmt: skip
+    fields |= {text: body[name] for name, text in TEXT.items() if body.get(name) not in (None, "", -1, 0)}
+    fields |= {text: settings[name] for name, text in SETTINGS.items() if settings.get(name) is not None}
+    if settings.get("randn_source") in RANDN:
+        fields["RNG"] = RANDN[settings["randn_source"]]
+    if (seed := number(body, "seed", -1, whole=True)) >= 0:
+        fields["Seed"] = seed
+    if not drawing:
+        fields["Denoising strength"] = number(body, "denoising_strength", STRENGTH)
+    words = {name: str(body.get(name) or "") for name in ("prompt", "negative_prompt")}
+    said = of_fields(words["prompt"], words["negative_prompt"], {k: str(v) for k, v in fields.items()}, VERSION)
+    if "sampler" not in said.request:
+        raise InputError(f"sampler {fields['Sampler']!r} is unknown", remedy="see /sdapi/v1/samplers")
+    if left := next((name for name in ("Schedule type", "Clip skip", "Emphasis", "RNG") if name in said.kept), None):
+        raise InputError(f"{left} {said.kept[left]!r} is unknown", remedy="see /sdapi/v1/schedulers, or leave it out")
+    size, each = (number(body, name, 1, whole=True) for name in ("batch_size", "n_iter"))
+    if not 1 <= size * each <= MOST or size < 1:
+        raise InputError(f"batch_size {size} times n_iter {each}", remedy=f"ask for 1 to {MOST} pictures")
+    count = {"count": size * each, "batch_size": size} if size * each > 1 else {}
+    return {**said.request, **sides, **count, **({} if drawing else pictured(task, body))}
+
+
+def pictured(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What img2img says of its picture, and of the mask. Raises InputError."""
+    images = body.get("init_images")
+    if not isinstance(images, list) or len(images) != 1:
+        raise InputError("init_images is not one picture", remedy="send one in base64; for several ask several times")
+    if task == "image_to_image":
+        return {"image": images[0]}
+    found: dict[str, Any] = {"image": images[0], "mask": body["mask"]}
+    if body.get("inpainting_mask_invert"):
+        raise InputError("inpainting_mask_invert is not here", remedy="send the mask the other way round")
+    if blur := number(body, "mask_blur", 4):
+        found["mask_blur"] = blur
+    if body.get("inpaint_full_res"):
+        found["padding_mask_crop"] = number(body, "inpaint_full_res_padding", 0, whole=True)
+    return found
+
+
+def number(body: Mapping[str, Any], name: str, default: Any, *, whole: bool = False) -> Any:
+    """A number of a request. Raises InputError."""
+    value = body.get(name)
+    if value is None:
+        return default
+    fits = not isinstance(value, bool) and isinstance(value, int | float) and isfinite(value)
+    if not fits or (whole and value != int(value)):
+        kind = "whole number" if whole else "number"
+        raise InputError(f"{name} {str(value)[:40]!r} is no {kind}", remedy=f"give a {kind}")
+    return int(value) if whole else value
+
+
+def named(title: Any, darkroom: Darkroom) -> str:
+    """The model that A1111's clients call by its file's name, with or without ending and hash. Raises InputError."""
+    wanted = str(title).partition(" [")[0]
+    for name in darkroom.models:
+        if wanted in (name, Path(name).name, Path(name).stem):
+            return name
+    return darkroom.known(wanted)
+
+
+def about(files: list[Path], shown: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What A1111 says of finished pictures."""
+    from safelight.pipeline.recipes.reading import read_picture
+
+    seeds = [read_picture(file).request.get("seed") for file in files]
+    texts = [infotext_of(file) for file in files]
+    words, against = str(shown.get("prompt", "")), str(shown.get("negative_prompt", ""))
+    return {"prompt": words, "all_prompts": [words] * len(files), "negative_prompt": against,
+            "all_negative_prompts": [against] * len(files), "seed": seeds[0], "all_seeds": seeds,
+            "subseed": shown.get("subseed", -1), "subseed_strength": shown.get("subseed_strength", 0),
+            "width": shown.get("width"), "height": shown.get("height"), "steps": shown.get("steps"),
+            "sampler_name": SAMPLERS[shown["sampler"]].label, "cfg_scale": shown.get("guidance_scale"),
+            "batch_size": shown.get("batch_size", 1), "sd_model_name": Path(settings["sd_model_checkpoint"]).stem,
+            "infotexts": texts, "index_of_first_image": 0, "version": VERSION}  # fmt: skip
+
+
+def problem(status: int, what: str, remedy: str) -> JSONResponse:
+    """An error in A1111's form."""
+    headers = {"retry-after": "5"} if status == 503 else None
+    return JSONResponse({"error": what, "detail": f"{what}: {remedy}", "body": "", "errors": remedy}, status, headers)
