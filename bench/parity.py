@@ -1,6 +1,8 @@
-"""Safelight's networks beside diffusers' and transformers', at Stable Diffusion 1.5's full size.
+"""Safelight's networks beside diffusers' and transformers', at the full size of Stable Diffusion 1.5, 2 and XL.
 
     python bench/parity.py [--size 512]
+
+Memory for Stable Diffusion XL is 12 GB.
 
 Seeded random weights are made once, in float32, and shared by both sides (so memory holds them once); inputs are seeded
 too. Printed is, for each output, the relative error |ours - theirs| / |theirs| (Euclidean norms over the whole tensor)
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.autoencoder import Autoencoder
-from safelight.models.clip import TextEncoder
+from safelight.models.clip import TextConfig, TextEncoder
 from safelight.models.controlnet import ControlNet, ControlNetConfig
-from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, UNETS
+from safelight.models.embedding import beside_words
+from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, TEXT_ENCODERS_2, UNETS
 from safelight.models.unet import UNet
 
 LIMIT = 1e-5
@@ -42,9 +45,9 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
 def share(ours: nn.Module, theirs: nn.Module, seed: int) -> None:
     """Give both modules the same tensors. Strict both ways: a key that only one side has is an error."""
     fill(theirs, seed)
-    names = {k.removeprefix("text_model."): v for k, v in theirs.state_dict().items() if not k.endswith("position_ids")}
-    prefix = "text_model." if any(k.startswith("text_model.") for k in ours.state_dict()) else ""
-    ours.load_state_dict({prefix + k: v for k, v in names.items()} if prefix else names, assign=True)
+    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("position_ids")}
+    known = ours.state_dict()
+    ours.load_state_dict({k if k in known else f"text_model.{k}": v for k, v in state.items()}, assign=True)
     ours.eval().requires_grad_(False)
 
 
@@ -74,10 +77,13 @@ def unet(preset: str, size: int) -> bool:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(1, ours.config.in_channels, size // 8, size // 8, generator=g)
     context = torch.randn(1, 77, ours.config.cross_attention_dim, generator=g)
-    good = True
+    good, told, pooled = True, {}, None
+    if ours.config.pooled_width is not None:  # the text as a whole, and sizes
+        whole, sizes = torch.randn(1, 1280, generator=g), torch.tensor([[1024.0, 768, 0, 128, size, size]])
+        told, pooled = {"added_cond_kwargs": {"text_embeds": whole, "time_ids": sizes}}, beside_words(whole, sizes)
     for t in (999, 1):
-        b, theirs_s = timed(theirs, x, t, context)
-        a, ours_s = timed(ours, x, torch.tensor([t]), context)
+        b, theirs_s = timed(theirs, x, t, context, **told)
+        a, ours_s = timed(ours, x, torch.tensor([t]), context, pooled=pooled)
         good &= report(f"{preset} U-Net, t = {t}", a, b.sample, (ours_s, theirs_s))
     return good
 
@@ -123,18 +129,21 @@ def autoencoder(size: int) -> bool:
     return good & report("autoencoder, decode", a, b.sample, (ours_s, theirs_s))
 
 
-def text_encoder(preset: str) -> bool:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(preset: str, config: TextConfig) -> bool:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
-        ours = TextEncoder(TEXT_ENCODERS[preset])
-    theirs = CLIPTextModel(CLIPTextConfig(**ours.config.to_transformers()))
+        ours = TextEncoder(config)
+    kind = CLIPTextModelWithProjection if config.projection else CLIPTextModel
+    theirs = kind(CLIPTextConfig(**config.to_transformers()))
     share(ours, theirs, seed=4)
     ids = torch.randint(0, 49406, (2, 77), generator=torch.Generator().manual_seed(5))
     ids[:, 0], ids[:, 20:] = 49406, 49407
     b, theirs_s = timed(theirs, ids, output_hidden_states=True)
     a, ours_s = timed(ours, ids)
     good = report(f"{preset} text, last hidden state", a.last_hidden_state, b.last_hidden_state, (ours_s, theirs_s))
+    if config.projection:
+        good &= report(f"{preset} text, projected", a.projected, b.text_embeds, (ours_s, theirs_s))
     return good & report(f"{preset} text, penultimate", a.hidden_states[-2], b.hidden_states[-2], (ours_s, theirs_s))
 
 
@@ -146,11 +155,13 @@ def main() -> None:
     good = True
     with torch.no_grad():
         for check in (
-            lambda: text_encoder("sd15"),
-            lambda: text_encoder("sd2_base"),
+            lambda: text_encoder("sd15", TEXT_ENCODERS["sd15"]),
+            lambda: text_encoder("sd2_base", TEXT_ENCODERS["sd2_base"]),
+            lambda: text_encoder("sdxl second", TEXT_ENCODERS_2["sdxl"]),
             lambda: autoencoder(size),
             lambda: unet("sd15", size),
             lambda: unet("sd2_base", size),
+            lambda: unet("sdxl", size),
             lambda: controlnet("sd15", size),
             lambda: controlnet("sd2_base", size),
         ):

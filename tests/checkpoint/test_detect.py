@@ -6,14 +6,15 @@ import torch
 
 from safelight.checkpoint import layouts
 from safelight.checkpoint.build import on_meta
-from safelight.checkpoint.detect import Shapes, autoencoder_config, detect, family, unet_config
+from safelight.checkpoint.detect import autoencoder_config, detect, family, unet_config
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Entry, Tensors
-from safelight.checkpoint.single import text_keymap, unet_keymap
+from safelight.checkpoint.shapes import Shapes
+from safelight.checkpoint.single import dialects, text_keymap, unet_keymap
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.autoencoder_config import AutoencoderConfig
 from safelight.models.clip import TextConfig, TextEncoder
-from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, UNETS
+from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, TEXT_ENCODERS_2, UNETS
 from safelight.models.unet import UNet
 from safelight.models.unet_config import UNetConfig
 
@@ -31,10 +32,15 @@ def header(name: str) -> dict[str, tuple[int, ...]]:
     tensors = unet_keymap(unet).to_theirs(unet.state_dict())
     tensors |= layouts.first_stage_layout(stage.state_dict()).under("first_stage_model.").to_theirs(stage.state_dict())
     if name in TEXT_ENCODERS:
-        text = on_meta(lambda: TextEncoder(TEXT_ENCODERS[name]))
-        dialect = "openclip" if name.startswith("sd2") else "clip"
-        tensors |= text_keymap(text, dialect).to_theirs(text.state_dict())
+        dialect = "pair" if name in TEXT_ENCODERS_2 else "openclip" if name.startswith("sd2") else "clip"
+        for one, kind in zip(text_encoders(name), dialects(dialect), strict=True):
+            tensors |= text_keymap(one, kind).to_theirs(one.state_dict())
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def text_encoders(name: str) -> list[TextEncoder]:
+    configs = [table[name] for table in (TEXT_ENCODERS, TEXT_ENCODERS_2) if name in table]
+    return on_meta(lambda: [TextEncoder(config) for config in configs])
 
 
 # Pairs that differ in nothing that a file shows: the first of them is recognised.
@@ -49,12 +55,13 @@ def test_every_published_model_is_recognised_from_names_and_shapes(name):
     stage, published = AutoencoderConfig.from_diffusers(found.autoencoder), AUTOENCODERS[twin]
     assert (stage.scaling_factor, stage.sample_size) == (published.scaling_factor, published.sample_size)
     assert stage.kind == published.kind
-    assert (
-        found.family.split("-")[0]
-        == ("ldm" if name.startswith(("ldm", "rdm")) else name[:4].replace("sd15", "sd1").rstrip("_"))[:3]
-    )
+    kind = "ldm" if name.startswith(("ldm", "rdm")) else name.split("_")[0].replace("sd15", "sd1")
+    assert found.family.split("-")[0] == kind
     if name in TEXT_ENCODERS:
         assert TextConfig.from_transformers(found.text_encoder) == TEXT_ENCODERS[name]
+    assert (found.text_encoder_2 is not None) == (name in TEXT_ENCODERS_2)
+    if name in TEXT_ENCODERS_2:
+        assert TextConfig.from_transformers(found.text_encoder_2) == TEXT_ENCODERS_2[name]
 
 
 # The published configs (linear_start and linear_end), by what their files show.
@@ -79,6 +86,7 @@ def test_a_published_model_has_the_noise_it_was_trained_on(name):
 def test_families():
     names = {"sd15": "sd1", "sd15_inpaint": "sd1-inpaint", "sd2_base": "sd2", "sd2_inpaint": "sd2-inpaint",
              "sd2_depth": "sd2-depth", "sd2_upscaler": "sd2-upscale", "ldm_celebahq": "ldm",
+             "sdxl": "sdxl", "sdxl_inpaint": "sdxl-inpaint",
              "ldm_txt2img_1p4b": "ldm", "ldm_inpainting_big": "ldm-inpaint"}  # fmt: skip
     assert {name: detect(listed(header(name))).family for name in names} == names
 
@@ -122,9 +130,9 @@ def test_a_small_unet_of_ones_own_is_recognised_too():
 STRANGERS = {
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0.lora_up.weight": (4, 4)},
     "LoRA": {"unet.down_blocks.0.attentions.0.to_q.lora_A.weight": (4, 4)},
-    "Stable Diffusion XL": {
-        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
-        "conditioner.embedders.1.model.token_embedding.weight": (49408, 1280),
+    "Stable Diffusion XL's refiner": {
+        "model.diffusion_model.label_emb.0.0.weight": (1536, 2560),
+        "conditioner.embedders.0.model.token_embedding.weight": (49408, 1280),
     },
     "ControlNet": {"control_model.time_embed.0.weight": (1280, 320)},
     "Flux": {"model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale": (128,)},

@@ -6,7 +6,7 @@ import torch
 
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
-from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, UNETS
+from safelight.models.presets import AUTOENCODERS, TEXT_ENCODERS, TEXT_ENCODERS_2, UNETS
 from safelight.models.unet import UNet
 
 # Exact counts of the files people have.
@@ -17,6 +17,8 @@ EXACT = [
     (UNet, UNETS["sd15_inpaint"], 859_520_964 + 5 * 320 * 9),  # five more input channels of the first convolution
     (UNet, UNETS["sd2_inpaint"], 865_910_724 + 5 * 320 * 9),
     (UNet, UNETS["sd2_depth"], 865_910_724 + 1 * 320 * 9),
+    (UNet, UNETS["sdxl"], 2_567_463_684),
+    (TextEncoder, TEXT_ENCODERS_2["sdxl"], 694_659_840),
 ]
 # Millions as printed: whole millions are cut off or rounded, as the sources do both.
 PRINTED = {
@@ -98,7 +100,11 @@ def test_autoencoders_have_the_tensors_of_diffusers(config):
 def test_every_unet_has_an_autoencoder_whose_latents_it_takes(name):
     assert AUTOENCODERS[name].embed_dim == UNETS[name].out_channels
     if name in TEXT_ENCODERS:
-        assert TEXT_ENCODERS[name].hidden_size == UNETS[name].cross_attention_dim
+        both = [one[name] for one in (TEXT_ENCODERS, TEXT_ENCODERS_2) if name in one]
+        assert sum(text.hidden_size for text in both) == UNETS[name].cross_attention_dim
+        sizes = 6 * (UNETS[name].addition_time_embed_dim or 0)
+        if UNETS[name].pooled_width is not None:
+            assert both[1].projection_dim + sizes == UNETS[name].pooled_width
 
 
 @pytest.mark.parametrize("name", [name for name in AUTOENCODERS if name.startswith(("kl_", "vq_"))])

@@ -65,9 +65,17 @@ def test_what_is_no_word_is_refused(state, token, message):
         read_textual_inversions(state, token=token)
 
 
-def test_words_of_sdxl_are_told():
-    with pytest.raises(MissingPartError, match="SDXL"):
-        read_textual_inversions({"clip_l": THREE, "clip_g": THREE})
+def test_words_of_sdxl_have_vectors_for_two_text_encoders():
+    two = torch.ones(len(THREE), 6)
+    (word,) = read_textual_inversions({"clip_l": THREE, "clip_g": two}, token="<x>")
+    assert torch.equal(word.vectors, THREE) and torch.equal(word.vectors_2, two)
+    with pytest.raises(InputError, match="does not say the word's name"):
+        read_textual_inversions({"clip_l": THREE, "clip_g": two})
+    with pytest.raises(InputError, match="3 vectors for one text encoder, 1 for the other"):
+        read_textual_inversions({"clip_l": THREE, "clip_g": two[:1]}, token="<x>")
+    for half in ({"clip_g": two}, {"t5xxl": two, "clip_l": THREE}):
+        with pytest.raises(MissingPartError, match="half of them is missing"):
+            read_textual_inversions(half, token="<x>")
 
 
 def test_adding_words_changes_nothing_in_place(encoder):

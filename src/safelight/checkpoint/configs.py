@@ -28,7 +28,8 @@ PIPELINES = {
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "StableDiffusionPipelineSafe",
     "StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline", "LDMPipeline", "LDMTextToImagePipeline",
-    "LDMSuperResolutionPipeline", "LatentDiffusion",
+    "LDMSuperResolutionPipeline", "LatentDiffusion", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
 }  # fmt: skip
 UNETS = {"UNet2DConditionModel", "UNet2DModel"}
 AUTOENCODERS = {"AutoencoderKL", "VQModel"}
@@ -47,9 +48,11 @@ SCHEDULERS = {f"{name}Scheduler" for name in (
 # Their configs tell of no betas: of EDM's own preconditioning, or of IPNDM's own levels.
 WITHOUT_BETAS = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"}
 PARTS = {"unet": UNETS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS, "text_encoder": TEXT_ENCODERS,
-         "conditioner": CONDITIONERS, "tokenizer": TOKENIZERS, "scheduler": SCHEDULERS,
+         "text_encoder_2": TEXT_ENCODERS, "conditioner": CONDITIONERS, "tokenizer": TOKENIZERS,
+         "tokenizer_2": TOKENIZERS, "scheduler": SCHEDULERS,
          "low_res_scheduler": SCHEDULERS}  # fmt: skip
-STRANGERS = {"StableDiffusionXL": "Stable Diffusion XL", "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux",
+STRANGERS = {"StableDiffusionXL": "Stable Diffusion XL with parts of its own",
+             "StableDiffusion3": "Stable Diffusion 3", "Flux": "Flux",
              "ControlNet": "a ControlNet pipeline", "Kandinsky": "Kandinsky", "PixArt": "PixArt"}  # fmt: skip
 LAYERS = {"layers_per_block", "transformer_layers_per_block", "num_hidden_layers", "num_layers", "num_blocks",
           "num_decoder_blocks"}  # fmt: skip
@@ -63,8 +66,8 @@ def model_index(folder: Path) -> Config:
     index = read_json(path)
     name = index.get("_class_name")
     for start, kind in STRANGERS.items():
-        if isinstance(name, str) and name.startswith(start):
-            remedy = "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"
+        if isinstance(name, str) and name.startswith(start) and name not in PIPELINES:
+            remedy = "Safelight draws with Stable Diffusion 1, 2 and XL, and with the latent-diffusion family"
             raise WrongModel(f"is {kind} ({name})", path=path, key="_class_name", remedy=remedy)
     check_class(name, PIPELINES, path, "_class_name")
     for part, known in PARTS.items():
@@ -151,8 +154,8 @@ SIZES = LAYERS | {
     "in_channels", "out_channels", "block_out_channels", "cross_attention_dim", "attention_head_dim", "latent_channels",
     "norm_num_groups", "num_class_embeds", "projection_class_embeddings_input_dim", "time_embedding_dim", "vocab_size",
     "num_vq_embeddings", "vq_embed_dim", "hidden_size", "intermediate_size", "num_attention_heads", "projection_dim",
-    "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies", "decoder_block_out_channels",
-    "conditioning_channels", "conditioning_embedding_out_channels",
+    "addition_time_embed_dim", "max_position_embeddings", "num_classes", "embed_dim", "max_objects", "frequencies",
+    "decoder_block_out_channels", "conditioning_channels", "conditioning_embedding_out_channels",
 }  # fmt: skip
 
 
@@ -230,6 +233,18 @@ def guidance_scale(index: Config, path: Path) -> float:
     return float(scale)
 
 
+def force_zeros(index: Config, path: Path) -> bool:
+    """Whether an empty negative prompt is told as zeros: diffusers says so for Stable Diffusion XL unless told no.
+
+    Raises CorruptFile.
+    """
+    said = index.get("force_zeros_for_empty_prompt", str(index.get("_class_name")).startswith("StableDiffusionXL"))
+    if not isinstance(said, bool):
+        what = f"force_zeros_for_empty_prompt is {said!r}"
+        raise CorruptFile(what, path=path, key="force_zeros_for_empty_prompt", remedy="give true or false")
+    return said
+
+
 def family(index: Config, path: Path) -> str | None:
     """The family, where a U-Net's shape does not tell it: "_family" of its model_index.json. Raises CorruptFile."""
     named = index.get("_family")
@@ -266,13 +281,14 @@ def default_scheduler(family: str, betas: tuple[float, float] | None = None) -> 
     usual = UPSCALER_BETAS if family == "sd2-upscale" else LDM_BETAS if family.startswith("ldm") else SD_BETAS
     start, end = betas or usual
     sd1 = family.startswith("sd1")
-    return {
-        "_class_name": "PNDMScheduler" if sd1 else "DDIMScheduler",
+    common = {
         "num_train_timesteps": 1000,
         "beta_schedule": "scaled_linear",
         "beta_start": start,
         "beta_end": end,
-        "set_alpha_to_one": False,
         "steps_offset": 1,
-        **({"skip_prk_steps": True} if sd1 else {"clip_sample": False}),
     }
+    if family.startswith("sdxl"):
+        return {"_class_name": "EulerDiscreteScheduler", **common, "timestep_spacing": "leading"}
+    last = {"skip_prk_steps": True} if sd1 else {"clip_sample": False}
+    return {"_class_name": "PNDMScheduler" if sd1 else "DDIMScheduler", **common, "set_alpha_to_one": False, **last}

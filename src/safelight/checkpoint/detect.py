@@ -4,30 +4,30 @@ Nothing here looks at a number inside a tensor. What shapes cannot tell (the num
 taken from a preset that agrees in everything else, else from the family's rule, and a caller who knows better says so.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from safelight.checkpoint import layouts
 from safelight.checkpoint.configs import default_scheduler
-from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
+from safelight.checkpoint.detect_text import HEAD_WIDTH, text_configs, text_dialect
+from safelight.checkpoint.errors import WrongModel
 from safelight.checkpoint.files import Tensors
 from safelight.checkpoint.parts import LDM_INPAINT, Parts
-from safelight.errors import nearest
+from safelight.checkpoint.shapes import Shapes, shapes_of
 from safelight.models import presets
 from safelight.models.autoencoder_config import SD_SCALING_FACTOR
+from safelight.models.embedding import SIZES
 from safelight.models.unet_config import UNetConfig
 
 Config = dict[str, Any]
 
-_DRAWN = "Safelight draws with Stable Diffusion 1 and 2 and the latent-diffusion family"
+_DRAWN = "Safelight draws with Stable Diffusion 1, 2 and XL, and with the latent-diffusion family"
 _TRAINED_FOR = "load the model that it was trained for; this file only changes or steers one"
 _STEERS = "load the model that it was trained for, and give it this file with --control"
 # What people hand over instead of a model: pieces of its tensors' names, what it is, what to do.
 STRANGERS = (
     (("lora_up.", "lora_down.", "lora_A.", "lora_B.", "lora.up.", "hada_w1_a", "lokr_w1"), "a LoRA", _TRAINED_FOR),
     (("control_model.", "controlnet_cond_embedding.", "input_hint_block."), "a ControlNet", _STEERS),
-    (("conditioner.embedders.", "add_embedding.linear_1."), "Stable Diffusion XL", _DRAWN),
     (("joint_blocks.",), "Stable Diffusion 3", _DRAWN),
     (("double_blocks.", "single_transformer_blocks."), "Flux, or another transformer of its kind", _DRAWN),
     (("motion_modules.",), "an AnimateDiff motion module", _TRAINED_FOR),
@@ -36,9 +36,11 @@ STRANGERS = (
     (("vision_model.",), "an image encoder of CLIP, or the safety checker", "name the model itself"),
     (("adaLN_modulation", "scale_shift_table"), "a diffusion transformer", _DRAWN),
 )
+REFINER = "is Stable Diffusion XL's refiner, which is not drawn with here"
 CONCATENATED = {9: "-inpaint", 5: "-depth", 8: "-edit", 7: "-upscale"}  # U-Net input channels beyond the latent's 4
 IMAGENET = 1000  # classes
-HEAD_WIDTH = 64  # of SD 2's U-Net, and of every CLIP
+XL_WIDTH, REFINER_WIDTH = 2816, 2560  # of all that Stable Diffusion XL's U-Nets are told beside the words
+SIZE_WIDTH = 256  # of each size among it
 
 
 @dataclass(frozen=True)
@@ -49,50 +51,17 @@ class Detected:
     unet: Config
     autoencoder: Config | None
     text_encoder: Config | None
-    text_dialect: str | None  # "clip", "clip_flat", "openclip"; or None, for none or one that is not drawn here
+    text_dialect: str | None  # "clip", "clip_flat", "openclip", "pair"; or None, for none or one not drawn here
     scheduler: Config | None = None  # what the file notes, else what models of its kind were trained with
     conditioner: Config | None = None
     classes: tuple[str, ...] = ()
     guidance_scale: float = Parts.guidance_scale
-
-
-class Shapes(dict[str, tuple[int, ...]]):
-    """The shapes of a file's tensors by name, under a prefix. A name that is asked for and not there is a
-    KeyMismatch."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], path: object, prefix: str = "") -> None:
-        super().__init__({key.removeprefix(prefix): shapes[key] for key in shapes if key.startswith(prefix)})
-        self.path, self.prefix = path, prefix
-
-    def __missing__(self, key: str) -> tuple[int, ...]:
-        what = f"lacks {self.prefix + key!r}, which every model of its kind has"
-        raise KeyMismatch(what, path=self.path, key=self.prefix + key, remedy=nearest(key, self))
-
-    def under(self, prefix: str) -> "Shapes":
-        """Those whose names start with a prefix, without it."""
-        return Shapes(self, self.path, prefix)
-
-    def any(self, prefix: str) -> bool:
-        """Whether some name starts so."""
-        return any(key.startswith(prefix) for key in self)
-
-    def count(self, prefix: str) -> int:
-        """One more than the largest number that follows a prefix: how many blocks there are."""
-        numbers = [int(key[len(prefix) :].split(".")[0]) for key in self if key.startswith(prefix)]
-        if numbers and max(numbers) >= 1000:
-            what = f"numbers {max(numbers)} blocks {prefix!r}"
-            raise CorruptFile(what, path=self.path, remedy="this is no latent diffusion model")
-        return 1 + max(numbers, default=-1)
+    text_encoder_2: Config | None = None
 
 
 def _told_by_shapes(config: UNetConfig) -> Config:
     values = asdict(config)
     return {key: values[key] for key in values.keys() - {"attention_head_dim", "sample_size"}}
-
-
-def shapes_of(file: Tensors) -> Shapes:
-    """The shapes of a file's tensors, from its header."""
-    return Shapes({key: entry.shape for key, entry in file.entries.items()}, file.path)
 
 
 def detect(file: Tensors) -> Detected:
@@ -101,9 +70,10 @@ def detect(file: Tensors) -> Detected:
     refuse_strangers(shapes, file.path)
     if f"{layouts.UNET}input_blocks.0.0.weight" not in shapes:
         raise _no_model(shapes, file.path)
-    unet = unet_config(shapes.under(layouts.UNET))
-    stage = shapes.under(layouts.FIRST_STAGE)
     dialect = text_dialect(shapes)
+    text_encoder, text_encoder_2 = text_configs(shapes, dialect)
+    unet = unet_config(shapes.under(layouts.UNET), text_encoder_2["projection_dim"] if text_encoder_2 else None)
+    stage = shapes.under(layouts.FIRST_STAGE)
     preset = published(unet)
     unet, autoencoder = like_a_preset(preset, unet, autoencoder_config(stage) if stage else None)
     kind = family(unet, has_text=dialect is not None)
@@ -114,7 +84,8 @@ def detect(file: Tensors) -> Detected:
         unet=unet,
         autoencoder=autoencoder,
         scheduler=default_scheduler(kind, presets.BETAS[preset] if preset else None),
-        text_encoder=text_config(shapes, dialect) if dialect else None,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
         text_dialect=dialect,
         conditioner=conditioner_config(shapes.under(layouts.COND_STAGE)),
     )
@@ -143,8 +114,8 @@ def refuse_strangers(shapes: Shapes, path: object) -> None:
             if any(mark in key for mark in marks):
                 raise WrongModel(f"is {kind}, which cannot be loaded as a model", path=path, key=key, remedy=remedy)
     labels = shapes.get(f"{layouts.UNET}label_emb.0.0.weight", (0, 0))
-    if labels[-1] in (2816, 2560):  # SDXL's size and crop embeddings, base and refiner
-        raise WrongModel("is Stable Diffusion XL", path=path, remedy=_DRAWN)
+    if labels[-1] == REFINER_WIDTH:
+        raise WrongModel(REFINER, path=path, remedy="load the base model: it draws whole pictures")
 
 
 def _no_model(shapes: Shapes, path: object) -> WrongModel:
@@ -158,14 +129,15 @@ def _no_model(shapes: Shapes, path: object) -> WrongModel:
         return WrongModel("holds so few tensors that it may be a textual inversion", path=path,
                           remedy="load a model, and give it this file with --embedding")  # fmt: skip
     what = f"holds no U-Net in the CompVis layout; its {len(shapes)} tensors are named like {next(iter(shapes), '-')!r}"
-    return WrongModel(what, path=path, remedy="name a Stable Diffusion 1 or 2 checkpoint, or a latent-diffusion one")
+    return WrongModel(what, path=path, remedy="name a Stable Diffusion checkpoint, or a latent-diffusion one")
 
 
 def family(unet: Config, *, has_text: bool) -> str:
-    """Name the family of a U-Net: sd1, sd2 (each with -inpaint, -depth, -edit, -upscale, -unclip), or ldm.
+    """Name the family of a U-Net: sd1, sd2, sdxl (each with -inpaint, -depth, -edit, -upscale, -unclip), or ldm.
 
-    SD 2 has linear projections around its transformers. SD 1 has none, and CLIP beside it, or CLIP's width of context.
-    The upscaler is told how much noise its small picture has, by a table; others that see one are not.
+    SD XL is told of sizes. SD 2 has linear projections around its transformers. SD 1 has none, and CLIP beside it, or
+    CLIP's width of context. The upscaler is told how much noise its small picture has, by a table; others that see one
+    are not.
     """
     if "cross_attention_dim" not in unet or unet.get("_class_name") == "UNet2DModel":
         return "ldm"
@@ -175,14 +147,20 @@ def family(unet: Config, *, has_text: bool) -> str:
         extra = ""
     if unet.get("class_embed_type") == "projection":  # of an image's embedding by CLIP, with its noise level
         extra = "-unclip"
+    if unet.get("addition_embed_type"):
+        return "sdxl" + extra
     if unet.get("use_linear_projection"):
         return "sd2" + extra
     is_sd1 = has_text or (unet["cross_attention_dim"], unet["block_out_channels"][0]) == (768, 320)
     return "sd1" + extra if is_sd1 else "ldm"
 
 
-def unet_config(shapes: Shapes) -> Config:
-    """The diffusers config of a CompVis U-Net, names without "model.diffusion_model."."""
+def unet_config(shapes: Shapes, pooled: int | None = None) -> Config:
+    """The diffusers config of a CompVis U-Net, names without "model.diffusion_model.".
+
+    `pooled` is how wide Stable Diffusion XL's second text encoder says a whole text, which such a U-Net is told with
+    sizes in place of labels.
+    """
     blocks = shapes.count("output_blocks.")
     ups = [n for n in range(blocks) if _upsamples(shapes, n)]
     per_level = ups[0] + 1 if ups else blocks  # residual blocks of a level on its way up: one more than down
@@ -201,7 +179,7 @@ def unet_config(shapes: Shapes) -> Config:
         # the last level does not halve, the first does not double
         "down_block_types": list(map(_block_type, kinds, ["Down"] * levels, [*resnet[1:], False])),
         "up_block_types": list(map(_block_type, kinds, ["Up"] * levels, [False, *resnet[1:]]))[::-1],
-        **_class_config(shapes),
+        **_class_config(shapes, pooled),
     }
     if shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * channels[0]:
         config["resnet_time_scale_shift"] = "scale_shift"
@@ -222,6 +200,7 @@ def controlnet_config(shapes: Shapes) -> Config:
         "layers_per_block": first.step - 1,
         "down_block_types": [_block_type(_attention(shapes, place), "Down", False) for place in places],
         "conditioning_channels": shapes["input_hint_block.0.weight"][1],
+        **_class_config(shapes, None),
         "conditioning_embedding_out_channels": [shapes[f"input_hint_block.{n}.weight"][0] for n in (0, 4, 8, 12)],
         **_transformer_config(shapes, [*places, "middle_block.1."], channels),
     }
@@ -243,11 +222,15 @@ def _block_type(kind: str | None, way: str, by_resnet: bool) -> str:
     return f"{'CrossAttn' if kind == 'cross' else 'Attn'}{way}Block2D"
 
 
-def _class_config(shapes: Shapes) -> Config:
+def _class_config(shapes: Shapes, pooled: int | None) -> Config:
     if "label_emb.weight" in shapes:
         return {"num_class_embeds": shapes["label_emb.weight"][0]}
     if "label_emb.0.0.weight" in shapes:
         width = shapes["label_emb.0.0.weight"][1]
+        if pooled is not None or width == XL_WIDTH:
+            each = SIZE_WIDTH if pooled is None else (width - pooled) // SIZES
+            told = {"addition_embed_type": "text_time", "addition_time_embed_dim": each}
+            return {**told, "projection_class_embeddings_input_dim": width}
         return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     return {}
 
@@ -257,7 +240,10 @@ def _transformer_config(shapes: Shapes, places: list[str], channels: list[int]) 
     place = next(p for p in places if f"{p}proj_in.weight" in shapes)
     linear = len(shapes[f"{place}proj_in.weight"]) == 2
     context = shapes[f"{place}transformer_blocks.0.attn2.to_k.weight"][1]
-    depth = sum(f"{place}transformer_blocks.{d}.norm1.weight" in shapes for d in range(100))
+    depths = [sum(f"{p}transformer_blocks.{d}.norm1.weight" in shapes for d in range(100)) for p in places]
+    *levels, middle = depths
+    alike = len({depth for depth in depths if depth}) == 1
+    depth = max(depths) if alike else [*(one or 1 for one in levels[:-1]), levels[-1] or middle]
     self_widths = [shapes.get(f"{p}transformer_blocks.0.attn1.to_k.weight", (0, 0))[1] for p in places]
     # Where a level has no attention (width 0) the flag means nothing; the published config says True there.
     looks_out = [width != c for width, c in zip(self_widths, channels, strict=False)]
@@ -355,44 +341,3 @@ def conditioner_config(shapes: Shapes) -> Config | None:
         channels, rows = shapes["channel_mapper.weight"][:2]
         return {"_class_name": "MapEmbedder", "num_classes": rows, "out_channels": channels}
     return None
-
-
-def text_dialect(shapes: Shapes) -> str | None:
-    """Which names the text encoder of a single file has; None where it has none that is drawn here (LDM's BERT)."""
-    if f"{layouts.CLIP}text_model.embeddings.token_embedding.weight" in shapes:
-        return "clip"
-    if f"{layouts.CLIP}embeddings.token_embedding.weight" in shapes:
-        return "clip_flat"
-    return "openclip" if f"{layouts.OPENCLIP}token_embedding.weight" in shapes else None
-
-
-def text_config(shapes: Shapes, dialect: str) -> Config:
-    """The transformers config of a single file's text encoder.
-
-    OpenCLIP's last block is left out, as in every SD 2 model: the U-Net reads the penultimate layer. A file without
-    text_projection has left it out already.
-    """
-    if dialect == "openclip":
-        inner, token, position = shapes.under(layouts.OPENCLIP), "token_embedding.weight", "positional_embedding"
-        blocks, fc1, activation = "transformer.resblocks.", "mlp.c_fc.weight", "gelu"
-    else:
-        inner = shapes.under(layouts.CLIP + ("text_model." if dialect == "clip" else ""))
-        token, position = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
-        blocks, fc1, activation = "encoder.layers.", "mlp.fc1.weight", "quick_gelu"
-    layers = inner.count(blocks)
-    left_out = dialect == "openclip" and (layers == 24 or "text_projection" in inner)
-    vocabulary, width = inner[token]
-    return {
-        "architectures": ["CLIPTextModel"],
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "projection_dim": width,
-        "intermediate_size": inner[f"{blocks}0.{fc1}"][0],
-        "num_hidden_layers": layers - left_out,
-        "num_attention_heads": max(width // HEAD_WIDTH, 1),
-        "max_position_embeddings": inner[position][0],
-        "hidden_act": activation,
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": 0 if dialect == "openclip" else vocabulary - 1,
-    }

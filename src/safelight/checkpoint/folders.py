@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from safelight.checkpoint import configs, layouts
 from safelight.checkpoint.build import Plan, on_meta
-from safelight.checkpoint.detect import family
+from safelight.checkpoint.detect import REFINER, family
+from safelight.checkpoint.errors import WrongModel
 from safelight.checkpoint.files import Tensors, open_weights
 from safelight.checkpoint.keymap import identity
 from safelight.checkpoint.parts import Parts
@@ -16,6 +17,7 @@ from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import Conditioner, make_conditioner
 from safelight.models.controlnet import ControlNet
+from safelight.models.text_pair import TextEncoderPair
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
@@ -32,24 +34,29 @@ def load_folder(path: Path, *, variant: str | None, autoencoder: Autoencoder | N
         )
     scheduler = configs.scheduler(path / "scheduler") if has["scheduler"] else {}
     unet = plan_unet(path / "unet", variant)
-    text_encoder = plan_text_encoder(path / "text_encoder", variant) if has["text_encoder"] else None
+    if has["text_encoder_2"] and not has["text_encoder"]:
+        remedy = "load the base model: it draws whole pictures"
+        raise WrongModel(REFINER, path=path / "model_index.json", key="text_encoder", remedy=remedy)
+    read = [part for part in ("text_encoder", "text_encoder_2") if has[part]]
+    text_encoders = [plan_text_encoder(path / part, variant) for part in read]
     conditioner = plan_conditioner(path / "conditioner", variant) if has["conditioner"] else None
     first_stage = None if autoencoder else plan_autoencoder(path / stage, variant)
     tokenizer = Tokenizer.load(path / "tokenizer") if has["tokenizer"] else None
     return Parts(
         unet=unet.fill(**options),
         autoencoder=first_stage.fill(**options) if first_stage else cast(Autoencoder, autoencoder),
-        text_encoder=text_encoder.fill(**options) if text_encoder else None,
+        text_encoder=one_of([plan.fill(**options) for plan in text_encoders], path),
         tokenizer=tokenizer,
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=configs.class_names(index, path / "model_index.json"),
         guidance_scale=configs.guidance_scale(index, path / "model_index.json"),
+        force_zeros_for_empty_prompt=configs.force_zeros(index, path / "model_index.json"),
         scheduler_config=scheduler,
         low_res_scheduler_config=configs.scheduler(path / "low_res_scheduler") if has["low_res_scheduler"] else {},
         family=configs.family(index, path / "model_index.json")
-        or family(unet.network.config.to_diffusers(), has_text=text_encoder is not None),
+        or family(unet.network.config.to_diffusers(), has_text=bool(text_encoders)),
         source=str(path),
-        weights=weights(path, [plan.file for plan in (unet, first_stage, text_encoder, conditioner) if plan]),
+        weights=weights(path, [plan.file for plan in (unet, first_stage, *text_encoders, conditioner) if plan]),
     )
 
 
@@ -91,6 +98,14 @@ def plan_text_encoder(folder: Path, variant: str | None = None) -> Plan[TextEnco
     flat = not any(key.startswith("text_model.") for key in file)
     buffers = [key for key in file if layouts.is_position_ids(key)]
     return Plan(network, file, layouts.clip_layout(network.state_dict(), flat=flat), buffers)
+
+
+def one_of(networks: Sequence[TextEncoder], path: Path) -> TextEncoder | TextEncoderPair | None:
+    """A model's text encoder: none, the only one, or Stable Diffusion XL's two as one."""
+    if len(networks) < 2:
+        return networks[0] if networks else None
+    with configs.naming(path):
+        return TextEncoderPair(*networks).eval()
 
 
 def plan_conditioner(folder: Path, variant: str | None = None) -> Plan[Conditioner]:

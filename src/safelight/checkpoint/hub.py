@@ -16,11 +16,12 @@ from safelight.checkpoint.peft_config import CONFIG, STEM
 from safelight.errors import CheckpointError
 
 ADDITIONS = (*LORAS, *WORDS)
-FOLDERS = ("unet", "vae", "vqvae", "text_encoder", "conditioner")
+FOLDERS = ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2", "conditioner")
 SMALL = (
     "model_index.json",
     "scheduler/*.json",
     "tokenizer/*",
+    "tokenizer_2/*",
     *(f"{folder}/*.json" for folder in FOLDERS),
     # of a repository that is one network, or one tokenizer
     *("config.json", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),

@@ -17,6 +17,7 @@ CLIP = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 COND_STAGE = "cond_stage_model."
 SGM = "conditioner.embedders."  # how Stability's generative-models calls its text encoders, by number
+CLIP_1, OPENCLIP_2 = f"{SGM}0.transformer.", f"{SGM}1.model."  # Stable Diffusion XL's
 EMA = "model_ema."
 CONTROLNET = "control_model."
 # Empty tensors by which finetunes say what they predict, and that their last step is pure noise (Lin et al. 2023).
@@ -28,7 +29,7 @@ BOOKKEEPING = (
     "denoiser.sigmas", "embedding_manager.", V_PREDICTION, ZERO_TERMINAL_SNR,
 )  # fmt: skip
 # Networks that are not drawn here: what is no text encoder, MiDaS (SD 2 depth), CLIP's eye with its noise (unCLIP).
-NOT_DRAWN = (COND_STAGE, "depth_model.", "embedder.", "noise_augmentor.")
+NOT_DRAWN = (COND_STAGE, SGM, "depth_model.", "embedder.", "noise_augmentor.")
 
 
 def inside(place: str, table: str) -> str:
@@ -62,6 +63,8 @@ time_embed.2.*       time_embedding.linear_2.*
 label_emb.0.0.*      class_embedding.linear_1.*
 label_emb.0.2.*      class_embedding.linear_2.*
 label_emb.*          class_embedding.*
+label_emb.0.0.*      add_embedding.linear_1.*
+label_emb.0.2.*      add_embedding.linear_2.*
 input_blocks.0.0.*   conv_in.*
 out.0.*              conv_norm_out.*
 out.2.*              conv_out.*

@@ -38,7 +38,7 @@ def read_words(path: Path, token: str | None = None) -> tuple[TextualInversion, 
         state, name = _of_picture(path)
         return _words(state, token or name, path)
     state, theirs = _of_weights(open_file(path))
-    unnamed = theirs or NAMELESS & state.keys()
+    unnamed = theirs or (NAMELESS | {"clip_g"}) & state.keys()
     return _words(state, token or (path.stem if unnamed else None), path)
 
 

@@ -26,9 +26,10 @@ from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.single import load_autoencoder_file, load_single, plan_controlnet_file, plan_decoder_file
 from safelight.errors import CheckpointError, InputError, nearest
 from safelight.models.autoencoder import Autoencoder
+from safelight.models.autoencoder_config import SD_SCALING_FACTOR
 from safelight.models.clip import TextEncoder
 from safelight.models.controlnet import ControlNet
-from safelight.models.presets import SD2_BASE, SD2_V
+from safelight.models.presets import SD2_BASE, SD2_V, SDXL_AUTOENCODER
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
 
@@ -102,6 +103,8 @@ def load_parts(
         parts = load_folder(path, variant=variant, autoencoder=autoencoder, **options)
     else:
         parts = load_single(path, ema=ema, autoencoder=autoencoder, **options)
+    if vae is not None:
+        scale_for(parts.autoencoder, parts.family)
     source = DEFAULT if path == SHIPPED else parts.source  # whose folder differs from machine to machine
     parts = replace(parts, weights={**parts.weights, **others}, source=source)
     find = partial(locate, local_files_only=local_files_only, addition=True)
@@ -132,6 +135,14 @@ def locate(
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     remedy = nearest(path.name, siblings) if siblings else "give a folder, a file, or a hub id such as owner/model"
     raise CheckpointError("no such file or folder", path=path, remedy=remedy)
+
+
+def scale_for(autoencoder: Autoencoder, family: str) -> None:
+    """Give an autoencoder the scale of the model it is for: a file alone does not tell Stable Diffusion XL's from
+    Stable Diffusion's, which has the same shapes."""
+    config = autoencoder.config
+    if family.startswith("sdxl") and config.scaling_factor == SD_SCALING_FACTOR:
+        autoencoder.rescale(SDXL_AUTOENCODER.scaling_factor)
 
 
 def with_prediction(parts: Parts, asked: str | None, path: Path) -> Parts:

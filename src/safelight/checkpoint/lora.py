@@ -32,6 +32,7 @@ from safelight.checkpoint.lora_kinds import KINDS, Addition, Kind, delta, kinds
 from safelight.checkpoint.lora_names import Names, bare
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.peft_config import STEM, scale, settings
+from safelight.models.text_pair import TextEncoderPair
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers writes into a folder
 LORAS = (FILE, "pytorch_lora_weights.bin", f"{STEM}.safetensors", f"{STEM}.bin")  # and PEFT
@@ -54,7 +55,8 @@ SDXL = ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.")
 
 
 def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[Addition, ...]:
-    """Find what a LoRA's tensors add to which parameters of a model's `networks`, "unet" and "text_encoder".
+    """Find what a LoRA's tensors add to which parameters of a model's `networks`: "unet", "text_encoder" and, of
+    Stable Diffusion XL, "text_encoder_2".
 
     Raises KeyMismatch for a tensor whose layer the model has not, WrongShape for one that does not fit it, and
     WrongModel for a file that is no LoRA, or is one of another kind (OFT, IA3, ...) or for another family. Words that
@@ -68,6 +70,9 @@ def read_lora(file: Tensors, networks: Mapping[str, nn.Module | None]) -> tuple[
     for key in file:
         if key.startswith(BUNDLED):
             continue
+        if key.startswith(SDXL) and "text_encoder_2" not in networks:
+            remedy = "use one for the model at hand"
+            raise WrongModel("is a LoRA for Stable Diffusion XL", path=file.path, remedy=remedy)
         role, stem = _role(key, file)
         told = found.setdefault(place := names.find(stem, file), {})
         called[place] = bare(stem)
@@ -92,17 +97,34 @@ def with_loras(parts: Parts, loras: Sequence[tuple[str | Path, float]], find: Ca
     """
     used, files = dict(parts.loras), dict(parts.weights)
     for name, weight in loras:
-        networks = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+        networks = networks_of(parts)
         file = open_file(in_folder(find(name), LORAS))
         additions = read_lora(file, networks)
-        changed: dict[str, Any] = {
-            name: _changed(getattr(parts, name), [one for one in additions if one.network == name], weight)
+        changed = {
+            name: _changed(cast(nn.Module, networks[name]), [one for one in additions if one.network == name], weight)
             for name in {one.network for one in additions}
         }
-        parts = taught(replace(parts, **changed), bundled_words(file))
+        parts = taught(with_networks(parts, changed), bundled_words(file))
         label = _unused(f"lora: {Path(name).name}", used)
         used[label], files[label] = weight, file.path
     return replace(parts, loras=used, weights=files)
+
+
+def networks_of(parts: Parts) -> dict[str, nn.Module | None]:
+    """The networks that a LoRA may be for, by diffusers' names."""
+    text = parts.text_encoder
+    if isinstance(text, TextEncoderPair):
+        return {"unet": parts.unet, "text_encoder": text.text_encoder, "text_encoder_2": text.text_encoder_2}
+    return {"unet": parts.unet, "text_encoder": text}
+
+
+def with_networks(parts: Parts, changed: Mapping[str, Any]) -> Parts:
+    """The same parts with some of these networks changed."""
+    if not isinstance(parts.text_encoder, TextEncoderPair):
+        return replace(parts, **changed)
+    known: dict[str, Any] = {**networks_of(parts), **changed}
+    pair = TextEncoderPair(known["text_encoder"], known["text_encoder_2"]).eval()
+    return replace(parts, unet=known["unet"], text_encoder=pair)
 
 
 def parse(text: str | Path | tuple[str | Path, float]) -> tuple[str | Path, float]:
@@ -133,8 +155,6 @@ def put(network: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _role(key: str, file: Tensors) -> tuple[str, str]:
     """What a tensor is to its layer, and how the file calls that layer."""
-    if key.startswith(SDXL):
-        raise WrongModel("is a LoRA for Stable Diffusion XL", path=file.path, remedy="use one for the model at hand")
     for ending, role in ROLES:
         if match := ending.search(key):
             return role or match[1], key[: match.start()]

@@ -20,11 +20,12 @@ from safelight.checkpoint.single import unet_keymap
 from safelight.errors import MissingPartError, nearest
 from safelight.models.unet import UNet
 
-UNET, TEXT, EITHER = ("unet",), ("text_encoder",), ("unet", "text_encoder")
+UNET, TEXT, TEXT_2, EITHER = ("unet",), ("text_encoder",), ("text_encoder_2",), ("unet", "text_encoder")
 # What stands before a layer's name -> the networks that it may be in. The first that fits counts.
 PREFIXES = (
     ("lora_unet_", UNET), ("lora_te_", TEXT), ("lora_te1_", TEXT), ("lycoris_", EITHER), ("unet.", UNET),
     ("text_encoder.", TEXT), ("text_encoders.clip_l.transformer.", TEXT), ("text_encoders.clip_h.transformer.", TEXT),
+    ("lora_te2_", TEXT_2), ("text_encoder_2.", TEXT_2), ("text_encoders.clip_g.transformer.", TEXT_2),
     ("diffusion_model.", UNET), ("base_model.model.", EITHER), ("", EITHER),
 )  # fmt: skip
 # diffusers' of 2023 -> ours

@@ -10,6 +10,7 @@ from torch import Tensor
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import Conditioner
+from safelight.models.text_pair import TextEncoderPair
 from safelight.models.unet import UNet
 from safelight.text.tokenizer import Tokenizer
 
@@ -29,6 +30,7 @@ class Parts:
     names in the file, so that they can be written again; they stay in the file until then.
     `conditioner` is what tells the U-Net of a class, a layout or a map, and `classes` are the names of its classes, or
     of those of the U-Net's own table. `guidance_scale` is what it is best guided by, as far as the files say.
+    `force_zeros_for_empty_prompt` says that an empty negative prompt is told as zeros.
     `low_res_scheduler_config` describes the noise an upscaler lays on pictures.
     `weights` are the files whose tensors were taken: names within the model -> where they lie. `loras` says by how much
     those among them were added that are LoRAs.
@@ -36,11 +38,12 @@ class Parts:
 
     unet: UNet
     autoencoder: Autoencoder
-    text_encoder: TextEncoder | None = None
+    text_encoder: TextEncoder | TextEncoderPair | None = None
     tokenizer: Tokenizer | None = None
     conditioner: Conditioner | None = None
     classes: tuple[str, ...] = ()
     guidance_scale: float = 7.5
+    force_zeros_for_empty_prompt: bool = False
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     low_res_scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from safelight.checkpoint.detect import Detected
 from safelight.checkpoint.folders import is_model_folder
 from safelight.checkpoint.keymap import KeyMap
 from safelight.checkpoint.parts import LDM_INPAINT, Parts
-from safelight.checkpoint.single import METADATA, TOKENIZER, conditioner_keymap, text_keymap, tokenizer, unet_keymap
+from safelight.checkpoint.single import (
+    METADATA,
+    OPENCLIP_PAD,
+    TOKENIZER,
+    conditioner_keymap,
+    dialects,
+    text_keymap,
+    tokenizer,
+    unet_keymap,
+)
 from safelight.checkpoint.writing import (
     Outgoing,
     outgoing,
@@ -27,7 +36,9 @@ from safelight.checkpoint.writing import (
 )
 from safelight.errors import CheckpointError, InputError
 from safelight.models.autoencoder import Autoencoder
+from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import config_of
+from safelight.models.text_pair import TextEncoderPair
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.text.folder import WHOLE, contents
 
@@ -53,12 +64,14 @@ def save_folder(
         write(folder / "unet", parts.unet, parts.unet.config.to_diffusers(), "diffusion_pytorch_model")
         kind = parts.autoencoder.config.to_diffusers()
         write(folder / _stage(parts), parts.autoencoder, kind, "diffusion_pytorch_model")
-        if parts.text_encoder is not None:
-            write(folder / "text_encoder", parts.text_encoder, parts.text_encoder.config.to_transformers(), "model")
+        for name, network in text_encoders(parts).items():
+            write(folder / name, network, network.config.to_transformers(), "model")
         if parts.conditioner is not None:
             write(folder / "conditioner", parts.conditioner, config_of(parts.conditioner), "diffusion_pytorch_model")
         if parts.tokenizer is not None:
             parts.tokenizer.save(folder / "tokenizer")
+            if isinstance(parts.text_encoder, TextEncoderPair):
+                replace(parts.tokenizer, pad_token=OPENCLIP_PAD).save(folder / "tokenizer_2")
         for name, config in schedulers(parts).items():
             (folder / name).mkdir()
             write_json(folder / name / "scheduler_config.json", config)
@@ -100,13 +113,21 @@ def _stage(parts: Parts) -> str:
     return "vqvae" if _pipeline(parts) == "LDMPipeline" else "vae"
 
 
+def text_encoders(parts: Parts) -> dict[str, TextEncoder]:
+    """The text encoders by the names of their folders: none, one, or two."""
+    if isinstance(parts.text_encoder, TextEncoderPair):
+        return {"text_encoder": parts.text_encoder.text_encoder, "text_encoder_2": parts.text_encoder.text_encoder_2}
+    return {} if parts.text_encoder is None else {"text_encoder": parts.text_encoder}
+
+
 def _pipeline(parts: Parts) -> str:
     if parts.conditioner is not None:  # diffusers has no pipeline for these
         return "LatentDiffusion"
     if parts.family.startswith("ldm") and parts.text_encoder is None:
         return "LDMPipeline"
     ends = (name for end, name in PIPELINES.items() if parts.family.endswith(end))
-    return next(ends, "StableDiffusionPipeline")
+    name = next(ends, "StableDiffusionPipeline")
+    return name.replace("StableDiffusion", "StableDiffusionXL") if parts.family.startswith("sdxl") else name
 
 
 def scheduler_config(parts: Parts) -> dict[str, Any]:
@@ -148,9 +169,12 @@ def model_index(parts: Parts) -> dict[str, Any]:
         index["_guidance_scale"] = parts.guidance_scale
     if parts.tokenizer is not None:
         index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    if parts.text_encoder is not None:
-        index["text_encoder"] = ["transformers", parts.text_encoder.config.to_transformers()["architectures"][0]]
-    if index["_class_name"].startswith("StableDiffusion"):
+    for name, network in text_encoders(parts).items():
+        index[name] = ["transformers", network.config.to_transformers()["architectures"][0]]
+    if parts.family.startswith("sdxl"):
+        index |= {"tokenizer_2": index["tokenizer"]} if "tokenizer" in index else {}
+        index |= {"force_zeros_for_empty_prompt": parts.force_zeros_for_empty_prompt}
+    elif index["_class_name"].startswith("StableDiffusion"):
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     return index
 
@@ -180,19 +204,19 @@ def single_file_tensors(parts: Parts) -> dict[str, Outgoing]:
     tensors = _renamed(parts.unet, unet_keymap(parts.unet)) | _renamed(parts.autoencoder, stage)
     if parts.conditioner is not None:
         tensors |= _renamed(parts.conditioner, conditioner_keymap(parts.conditioner))
-    if parts.text_encoder is not None:
-        dialect = text_dialect(parts)
-        tensors |= _renamed(parts.text_encoder, text_keymap(parts.text_encoder, dialect))
-        if dialect == "clip":
-            positions = torch.arange(parts.text_encoder.config.max_position_embeddings)[None]
-            tensors |= outgoing({f"{layouts.CLIP}text_model.embeddings.position_ids": positions})
+    for dialect, network in zip(dialects(text_dialect(parts)), text_encoders(parts).values(), strict=True):
+        tensors |= _renamed(network, text_keymap(network, dialect))
+        if dialect.startswith("clip"):
+            prefix = layouts.CLIP if dialect == "clip" else layouts.CLIP_1
+            positions = torch.arange(network.config.max_position_embeddings)[None]
+            tensors |= outgoing({f"{prefix}text_model.embeddings.position_ids": positions})
     return tensors | outgoing({key: tensor for key, tensor in parts.extra.items() if key not in tensors})
 
 
 def text_dialect(parts: Parts) -> str | None:
     """Which names the text encoder has in a single file: OpenCLIP's where its activation is OpenCLIP's."""
-    if parts.text_encoder is None:
-        return None
+    if parts.text_encoder is None or isinstance(parts.text_encoder, TextEncoderPair):
+        return None if parts.text_encoder is None else "pair"
     return "openclip" if parts.text_encoder.config.hidden_act == "gelu" else "clip"
 
 
@@ -208,12 +232,13 @@ def _renamed(network: nn.Module, keymap: KeyMap) -> dict[str, Outgoing]:
 
 def metadata(parts: Parts) -> dict[str, str]:
     """The metadata of a single file: the configs for Safelight, and ModelSpec's words for everyone else."""
-    text = parts.text_encoder
+    configs = [network.config.to_transformers() for network in text_encoders(parts).values()]
     found = Detected(
         family=parts.family,
         unet=parts.unet.config.to_diffusers(),
         autoencoder=parts.autoencoder.config.to_diffusers(),
-        text_encoder=None if text is None else text.config.to_transformers(),
+        text_encoder=configs[0] if configs else None,
+        text_encoder_2=configs[1] if len(configs) > 1 else None,
         text_dialect=text_dialect(parts),
         scheduler=scheduler_config(parts),
         conditioner=None if parts.conditioner is None else config_of(parts.conditioner),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -17,13 +18,14 @@ from safelight.checkpoint.detect import (
     controlnet_config,
     detect,
     is_autoencoder,
-    shapes_of,
     tiny_decoder_config,
 )
 from safelight.checkpoint.errors import CorruptFile, KeyMismatch, WrongModel
 from safelight.checkpoint.files import Tensors, open_file
+from safelight.checkpoint.folders import one_of
 from safelight.checkpoint.keymap import KeyMap
 from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.shapes import shapes_of
 from safelight.errors import CheckpointError, MissingPartError, SafelightError
 from safelight.models.autoencoder import Autoencoder
 from safelight.models.autoencoder_config import AutoencoderConfig
@@ -40,7 +42,7 @@ from safelight.text.tokenizer import Tokenizer
 METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
 TOKENIZER = f"{METADATA}.tokenizer"  # and that for a tokenizer which is not CLIP's: the files of its folder
 MODELSPEC = {"v": "v_prediction"}  # ModelSpec's words that are not diffusers'
-SD2_PAD = "!"  # token 0: open_clip fills up with zeros
+OPENCLIP_PAD = "!"  # token 0: open_clip fills up with zeros
 
 
 def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None, **options: Any) -> Parts:
@@ -52,17 +54,18 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
     file = averaged(whole) if wants_average(whole, found.family, ema) else whole
     unet = plan_unet(file, found)
     stage = None if autoencoder else plan_first_stage(file, found)
-    text_encoder = plan_text_encoder(file, found)
+    text_encoders = plan_text_encoders(file, found)
     conditioner = plan_conditioner(file, found)
-    extra = leftovers(file, [plan for plan in (unet, stage, text_encoder, conditioner) if plan])
+    extra = leftovers(file, [plan for plan in (unet, stage, *text_encoders, conditioner) if plan])
     return Parts(
         unet=unet.fill(**options),
         autoencoder=stage.fill(**options) if stage else cast(Autoencoder, autoencoder),
-        text_encoder=text_encoder.fill(**options) if text_encoder else None,
+        text_encoder=one_of([plan.fill(**options) for plan in text_encoders], path),
         tokenizer=noted_tokenizer(whole) or tokenizer(found.text_dialect),
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=found.classes,
         guidance_scale=found.guidance_scale,
+        force_zeros_for_empty_prompt=found.family.startswith("sdxl"),
         scheduler_config=scheduler_config(whole, found),
         low_res_scheduler_config=LOW_RES_SCHEDULER if found.family == "sd2-upscale" else {},
         family=found.family,
@@ -84,17 +87,21 @@ def remembered(file: Tensors) -> Detected | None:
     try:
         note = json.loads(text)
         # What notes did not know at first
-        later: dict[str, Any] = {"conditioner": None, "classes": [], "guidance_scale": Parts.guidance_scale}
+        later: dict[str, Any] = {
+            "conditioner": None, "classes": [], "guidance_scale": Parts.guidance_scale, "text_encoder_2": None,
+        }  # fmt: skip
         found = Detected(**{field.name: frozen({**later, **note}[field.name]) for field in fields(Detected)})
-        if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip"):
+        if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip", "pair"):
             raise ValueError(f"family {found.family!r}, text_dialect {found.text_dialect!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"its metadata entry {METADATA!r} is malformed ({type(error).__name__}: {error})"
         raise CorruptFile(
             what, path=file.path, key=METADATA, remedy="remove that entry, or use another copy"
         ) from error
-    known = (configs.UNETS, configs.AUTOENCODERS, configs.TEXT_ENCODERS, configs.SCHEDULERS, configs.CONDITIONERS)
-    noted = (found.unet, found.autoencoder, found.text_encoder, found.scheduler, found.conditioner)
+    texts = configs.TEXT_ENCODERS
+    known = (configs.UNETS, configs.AUTOENCODERS, texts, texts, configs.SCHEDULERS, configs.CONDITIONERS)
+    noted = (found.unet, found.autoencoder, found.text_encoder, found.text_encoder_2, found.scheduler,
+             found.conditioner)  # fmt: skip
     configs.guidance_scale({"_guidance_scale": found.guidance_scale}, file.path)
     for config, classes in zip(noted, known, strict=True):
         if config is not None:
@@ -158,17 +165,21 @@ def plan_first_stage(file: Tensors, found: Detected) -> Plan[Autoencoder]:
     return _plan(network, file, keymap, layouts.FIRST_STAGE)
 
 
-def plan_text_encoder(file: Tensors, found: Detected) -> Plan[TextEncoder] | None:
-    """Plan the text encoder, if the file has one that is drawn here."""
-    if found.text_encoder is None:
-        return None
-    with naming(file.path):
-        network = on_meta(lambda: TextEncoder(TextConfig.from_transformers(found.text_encoder or {})))
-        keymap = text_keymap(network, found.text_dialect)
-    prefix = (
-        f"{layouts.CLIP}text_model." if found.text_dialect == "clip" else ""
-    )  # beside it, other tensors are `extra`
-    return _plan(network, file, keymap, prefix)
+def plan_text_encoders(file: Tensors, found: Detected) -> list[Plan[TextEncoder]]:
+    """Plan the text encoder, if the file has one that is drawn here, or both of Stable Diffusion XL's."""
+    plans = []
+    for dialect, config in zip(dialects(found.text_dialect), (found.text_encoder, found.text_encoder_2), strict=False):
+        with naming(file.path):
+            network = on_meta(partial(TextEncoder, TextConfig.from_transformers(config or {})))
+            keymap = text_keymap(network, dialect)
+        own = {"clip": layouts.CLIP, "clip_1": layouts.CLIP_1}.get(dialect)  # beside it, other tensors are `extra`
+        plans.append(_plan(network, file, keymap, f"{own}text_model." if own else ""))
+    return plans
+
+
+def dialects(dialect: str | None) -> list[str]:
+    """The names of each text encoder, in order."""
+    return [] if dialect is None else ["clip_1", "openclip_2"] if dialect == "pair" else [dialect]
 
 
 def plan_conditioner(file: Tensors, found: Detected) -> Plan[Conditioner] | None:
@@ -186,12 +197,13 @@ def conditioner_keymap(network: Conditioner) -> KeyMap:
     return layouts.conditioner_layout(network.state_dict(), of_maps=of_maps).under(layouts.COND_STAGE)
 
 
-def text_keymap(network: TextEncoder, dialect: str | None) -> KeyMap:
+def text_keymap(network: TextEncoder, dialect: str) -> KeyMap:
     """The names of a text encoder's parameters in a single file."""
     ours = network.state_dict()
-    if dialect == "openclip":
-        return layouts.openclip_layout(ours).under(layouts.OPENCLIP)
-    return layouts.clip_layout(ours, flat=dialect == "clip_flat").under(layouts.CLIP)
+    if dialect.startswith("openclip"):
+        return layouts.openclip_layout(ours).under(layouts.OPENCLIP if dialect == "openclip" else layouts.OPENCLIP_2)
+    prefix = layouts.CLIP_1 if dialect == "clip_1" else layouts.CLIP
+    return layouts.clip_layout(ours, flat=dialect == "clip_flat").under(prefix)
 
 
 def _plan(network: Any, file: Tensors, keymap: KeyMap, prefix: str) -> Plan[Any]:
@@ -243,7 +255,7 @@ def tokenizer(dialect: str | None) -> Tokenizer | None:
     """CLIP's tokenizer, from the package: others' single files carry none."""
     if dialect is None:
         return None
-    return Tokenizer.clip(pad_token=SD2_PAD) if dialect == "openclip" else Tokenizer.clip()
+    return Tokenizer.clip(pad_token=OPENCLIP_PAD) if dialect == "openclip" else Tokenizer.clip()
 
 
 def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:

@@ -20,7 +20,8 @@ NOTHING = Condition()
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A network with all one must know to use it. `network(x, timesteps, context=..., class_labels=...)` -> like x.
+    """A network with all one must know to use it. `network(x, timesteps, context=..., class_labels=...)` -> like x;
+    `pooled=...` is passed where the condition has it.
 
     A network with a true attribute `shares` takes one number for all timesteps, and contexts (n·B, L, D) for x
     (B, ...): it may compute once what n conditions have in common. Others get each x as often as it is asked about.
@@ -57,7 +58,10 @@ class Denoiser:
             scaled = torch.cat([scaled, conditions.concat], dim=1)
         t = self.timestep(sigma)
         timesteps = t if shares else torch.full((rows,), t, dtype=torch.float32, device=x.device)
-        answers = self.network(scaled, timesteps, context=conditions.context, class_labels=conditions.class_labels)
+        told = {"pooled": conditions.pooled} if conditions.pooled is not None else {}
+        answers = self.network(
+            scaled, timesteps, context=conditions.context, class_labels=conditions.class_labels, **told
+        )
         return answers.to(x.dtype)
 
     def timestep(self, sigma: float) -> float:

@@ -7,6 +7,7 @@ Parameter names are those of diffusers' AutoencoderKL and VQModel: `encoder.down
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(n * z, n * embed_dim, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(embed_dim, z, 1) if config.use_post_quant_conv else nn.Identity()
         self.decoder = Decoder(config)
+
+    def rescale(self, scaling_factor: float) -> None:
+        """Have latents of another scale from now on, for a U-Net that was trained on such."""
+        self.config = replace(self.config, scaling_factor=scaling_factor)
+        self.scale = LatentScale(scaling_factor, self.scale.shift)
 
     def encode(self, picture: Tensor, *, tile: int | None = None) -> Posterior:
         """Pictures (B, 3, H, W) in [-1, 1], H and W multiples of the factor f -> `Posterior` over latents, float32.

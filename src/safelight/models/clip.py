@@ -8,7 +8,7 @@ penultimate one. Parameter names are those of the checkpoints: `text_model.encod
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ class TextFeatures:
     projected: Tensor | None = None
 
 
+class Reading(NamedTuple):
+    """What a U-Net is told of B texts: the context of its cross-attention (B, L, D), and perhaps one vector a text."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+
 class TextEncoder(nn.Module):
     """The text encoder. Call it with token ids; or `embed` them, change the embeddings, and `forward_embeddings`."""
 
@@ -98,7 +105,15 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor) -> TextFeatures:
         """Encode token ids (B, L), 1 <= L <= max_position_embeddings, with begin and end of text where they belong."""
-        return self.forward_embeddings(self.embed(ids), ids)
+        return self.features(ids)
+
+    def features(self, ids: Tensor, mask: Tensor | None = None) -> TextFeatures:
+        """As `forward`; where a mask (B, 1, L, L) is given, it says which tokens a token looks at."""
+        return self.forward_embeddings(self.embed(ids), ids, mask)
+
+    def reading(self, features: TextFeatures, clip_skip: int = 0) -> Reading:
+        """What the U-Net is told of features, without the last `clip_skip` layers (see `skip_layers`)."""
+        return Reading(self.skip_layers(features, clip_skip))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look token ids (B, L) up in the token table: (B, L, D), without positions.
@@ -120,13 +135,16 @@ class TextEncoder(nn.Module):
                 remedy="use the tokenizer this encoder was trained with, or append the missing rows with `extended`",
             )
 
-    def forward_embeddings(self, token_embeddings: Tensor, ids: Tensor | None = None) -> TextFeatures:
+    def forward_embeddings(
+        self, token_embeddings: Tensor, ids: Tensor | None = None, mask: Tensor | None = None
+    ) -> TextFeatures:
         """Encode token-level embeddings (B, L, D) as `embed` gives them; positions are added here.
 
-        `ids` (B, L) only say where the end of text is; without them `pooled` and `projected` are None.
+        `ids` (B, L) only say where the end of text is; without them `pooled` and `projected` are None. Attention is
+        causal unless a `mask` (B, 1, L, L) says otherwise.
         Raises InputError if L exceeds the position table or D is not the encoder's width.
         """
-        hidden_states = self.text_model.encoder(self.text_model.embeddings(token_embeddings))
+        hidden_states = self.text_model.encoder(self.text_model.embeddings(token_embeddings), mask)
         last = self.final_layer_norm(hidden_states[-1])
         if ids is None:
             return TextFeatures(last, hidden_states)
@@ -139,6 +157,21 @@ class TextEncoder(nn.Module):
         if self.config.eos_token_id == LEGACY_EOS:
             return ids.argmax(-1)
         return (ids == self.config.eos_token_id).int().argmax(-1)
+
+    @property
+    def width(self) -> int:
+        """How wide the context is."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.final_layer_norm.weight.device
 
     @property
     def final_layer_norm(self) -> nn.LayerNorm:

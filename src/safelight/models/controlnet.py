@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from safelight.errors import InputError
 from safelight.models.config import check_choice, check_types, frozen
+from safelight.models.embedding import TimestepEmbedding, check_pooled, make_add_embedding, wave
 from safelight.models.layers import zero_init
 from safelight.models.once import Once
-from safelight.models.unet import Added, TimestepEmbedding, descend, embed_steps, make_down, make_mid, wave
+from safelight.models.unet import Added, descend, embed_steps, make_down, make_mid
 from safelight.models.unet_config import UNetConfig
 
 __all__ = ["Control", "ControlNet", "ControlNetConfig"]
@@ -77,7 +78,7 @@ class ControlNetConfig:
 
     def check_fits(self, unet: UNetConfig) -> None:
         """Raise InputError unless what this adds has the shapes of what that U-Net leaves."""
-        shape = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim")
+        shape = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim", "pooled_width")
         for name in shape:
             mine, its = getattr(self.unet, name), getattr(unet, name)
             if mine != its:
@@ -94,6 +95,7 @@ class ControlNet(nn.Module):
         channels = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, channels, 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels, c.emb_channels)
+        self.add_embedding = make_add_embedding(c)
         self.controlnet_cond_embedding = PictureEmbedding(
             config.conditioning_channels, config.conditioning_embedding_out_channels, channels
         )
@@ -104,16 +106,23 @@ class ControlNet(nn.Module):
         for ending in (*self.controlnet_down_blocks, self.controlnet_mid_block):
             zero_init(ending)
 
-    def forward(self, x: Tensor, timesteps: Tensor | float, context: Tensor, picture: Tensor) -> Added:
+    def forward(
+        self, x: Tensor, timesteps: Tensor | float, context: Tensor, picture: Tensor, pooled: Tensor | None = None
+    ) -> Added:
         """x (B, in_channels, h, w), a timestep for all or each, context (B, L, D), picture (B or 1, 3, 8·h, 8·w).
 
-        The picture is in [0, 1]. Raises InputError where the sizes do not fit.
+        The picture is in [0, 1]; `pooled` (B, width) is what Stable Diffusion XL is told beside the words. Raises
+        InputError where the sizes do not fit.
         """
-        return self.forward_embedded(x, self.embed_time(timesteps), context, self.look(picture, x.shape[-2:]))
+        return self.forward_embedded(x, self.embed_time(timesteps, pooled), context, self.look(picture, x.shape[-2:]))
 
-    def embed_time(self, timesteps: Tensor | float) -> Tensor:
-        """Timesteps () or (B,) -> embedding (1 or B, emb_channels)."""
-        return self.time_embedding(wave(self.config.unet, timesteps, like=self.conv_in.weight))
+    def embed_time(self, timesteps: Tensor | float, pooled: Tensor | None = None) -> Tensor:
+        """Timesteps () or (B,), and what is told beside the words -> embedding (1 or B, emb_channels)."""
+        check_pooled(pooled, self.config.unet)
+        emb = self.time_embedding(wave(self.config.unet, timesteps, like=self.conv_in.weight))
+        if self.add_embedding is None or pooled is None:
+            return emb
+        return emb + self.add_embedding(pooled.to(emb.dtype))
 
     def look(self, picture: Tensor, size: Sequence[int]) -> Tensor:
         """The picture's part of what `forward_embedded` takes, for latents of this (h, w): once for all steps."""
@@ -180,15 +189,19 @@ class Control:
         with torch.no_grad():
             size = [n // FACTOR for n in picture.shape[-2:]]
             self.seen = network.look(picture.to(network.conv_in.weight.device), size)
-            self.times = dict(
-                zip(timesteps, embed_steps(network, network.embed_time(torch.tensor(timesteps))), strict=True)
-            )
+            self.times: dict[float, Once] = {}
+            if network.add_embedding is None:  # else the embedding depends on more than time
+                steps = embed_steps(network, network.embed_time(torch.tensor(timesteps)))
+                self.times = dict(zip(timesteps, steps, strict=True))
 
-    def __call__(self, x: Tensor, timestep: float, context: Tensor | Once | None) -> Added | None:
-        """What to add at a timestep to a U-Net that is given x and these contexts; None where it does not act."""
+    def __call__(
+        self, x: Tensor, timestep: float, context: Tensor | Once | None, pooled: Tensor | None = None
+    ) -> Added | None:
+        """What to add at a timestep to a U-Net that is told this; None where it does not act."""
         if not self.acts(timestep):
             return None
-        emb = self.times[timestep] if timestep in self.times else self.network.embed_time(timestep)
+        known = self.times.get(timestep)
+        emb = self.network.embed_time(timestep, pooled) if known is None else known
         return self.network.forward_embedded(self._own(x), emb, context, self.seen).scaled(self.scale)
 
     def first(self, x: Tensor, timestep: float) -> Tensor | None:

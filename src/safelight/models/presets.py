@@ -2,8 +2,8 @@
 
 `UNETS`, `AUTOENCODERS`, `BETAS` and `TEXT_ENCODERS` share their names: UNETS["sd15"] works on the latents that
 AUTOENCODERS["sd15"] makes, was trained on noise of BETAS["sd15"] and reads what TEXT_ENCODERS["sd15"] writes. Models
-with another conditioner than CLIP, or none, have no entry in the last. `AUTOENCODERS` also holds the first stages by
-the paper's names: AUTOENCODERS["vq_f4"].
+with another conditioner than CLIP, or none, have no entry in the last; the second text encoder of those that have two
+is in `TEXT_ENCODERS_2`. `AUTOENCODERS` also holds the first stages by the paper's names: AUTOENCODERS["vq_f4"].
 
 Sources: the configs of CompVis/latent-diffusion, CompVis/stable-diffusion and Stability-AI/stablediffusion, and the
 tables of Rombach et al. 2022 (arXiv 2112.10752).
@@ -51,6 +51,8 @@ VQ_F16 = replace(VQ_F4, **first_stage((1, 1, 2, 2, 4), 4), latent_channels=8, nu
 
 SD_AUTOENCODER = replace(KL_F8, scaling_factor=SD_SCALING_FACTOR, sample_size=512)
 
+SDXL_AUTOENCODER = replace(SD_AUTOENCODER, scaling_factor=0.13025, sample_size=1024)
+
 # Text encoders
 
 CLIP_L = TextConfig(
@@ -66,6 +68,17 @@ OPENCLIP_H = replace(
     hidden_act="gelu",
     projection_dim=1024,
     pad_token_id=0,
+)
+
+# Whole, with its projection: Stable Diffusion XL reads its penultimate layer, and what its last one says of all.
+OPENCLIP_BIGG = replace(
+    OPENCLIP_H,
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    projection=True,
 )
 
 # U-Nets of Stable Diffusion. `attention_head_dim` is the number of heads here.
@@ -87,6 +100,19 @@ SD2_UPSCALER = replace(
     sample_size=128,
 )
 SD2_UNCLIP_H = replace(SD2_V, class_embed_type="projection", projection_class_embeddings_input_dim=2048)
+SDXL = UNetConfig(
+    **levels("", "CrossAttn", "CrossAttn"),
+    block_out_channels=(320, 640, 1280),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    sample_size=128,
+)
+SDXL_INPAINT = replace(SDXL, in_channels=9)
 SD2_UNCLIP_L = replace(SD2_UNCLIP_H, projection_class_embeddings_input_dim=1536)
 
 # U-Nets of latent diffusion with a context. Again `attention_head_dim` is the number of heads; most are 32 wide.
@@ -182,6 +208,8 @@ UNETS: dict[str, UNetConfig] = {
     "sd2_upscaler": SD2_UPSCALER,
     "sd2_unclip_h": SD2_UNCLIP_H,
     "sd2_unclip_l": SD2_UNCLIP_L,
+    "sdxl": SDXL,
+    "sdxl_inpaint": SDXL_INPAINT,
     "ldm_celebahq": LDM_CELEBAHQ,
     "ldm_ffhq": LDM_CELEBAHQ,
     "ldm_bedrooms": LDM_CELEBAHQ,
@@ -224,6 +252,7 @@ AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "vq_f16": VQ_F16,
     **dict.fromkeys((name for name in UNETS if name.startswith("sd")), SD_AUTOENCODER),
     "sd2_v": replace(SD_AUTOENCODER, sample_size=768),
+    **dict.fromkeys(("sdxl", "sdxl_inpaint"), SDXL_AUTOENCODER),
     "sd2_upscaler": replace(KL_F4, latent_channels=4, scaling_factor=0.08333),
     **dict.fromkeys((name for name in UNETS if name.startswith("ldm_")), VQ_F4),
     "ldm_churches": KL_F8,  # the checkpoint brings its own scale_factor, measured on its first batch
@@ -234,5 +263,6 @@ AUTOENCODERS: dict[str, AutoencoderConfig] = {
 }
 
 TEXT_ENCODERS: dict[str, TextConfig] = {
-    name: CLIP_L if name.startswith("sd15") else OPENCLIP_H for name in UNETS if name.startswith("sd")
+    name: CLIP_L if name.startswith(("sd15", "sdxl")) else OPENCLIP_H for name in UNETS if name.startswith("sd")
 }
+TEXT_ENCODERS_2: dict[str, TextConfig] = dict.fromkeys(("sdxl", "sdxl_inpaint"), OPENCLIP_BIGG)

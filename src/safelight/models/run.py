@@ -66,7 +66,8 @@ class Run:
             raise InputError(f"one evaluation in {every} cannot be full", remedy="give a whole number from 1 on")
         self.unet, self.every, self.below, self.control = unet, every, below, control
         self.times: dict[float, Once] = {}
-        if unet.class_embedding is None and len(timesteps) > 0:  # else the embedding depends on the labels, too
+        plain = unet.class_embedding is None and unet.add_embedding is None  # else it depends on more than time
+        if plain and len(timesteps) > 0:
             with torch.no_grad():
                 self.times = dict(zip(timesteps, unet.embed_steps(timesteps), strict=True))
         self.contexts: list[Once] = []
@@ -74,17 +75,18 @@ class Run:
         self.age = 0  # evaluations since those were computed
 
     def __call__(
-        self, x: Tensor, timestep: float, *, context: Tensor | None = None, class_labels: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, timestep: float, *, context: Tensor | None = None, class_labels: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """x (B, in_channels, H, W), context (n·B, L, D) or None -> (n·B, out_channels, H, W); `UNet.forward` else."""
         self.unet.check_inputs(x, context, 1 if context is None else max(len(context) // len(x), 1))
-        emb = self.time(timestep, class_labels)
+        emb = self.time(timestep, class_labels, pooled)
         told = None if context is None else self.told(context)
         if self.every == 1 or torch.is_grad_enabled():
-            added = None if self.control is None else self.control(x, timestep, told)
+            added = None if self.control is None else self.control(x, timestep, told, pooled)
             return self.unet.forward_embedded(x, emb, told, added)
         first = self.unet.enter(x)
-        deep = self.deep(x, first, emb, told, timestep)
+        deep = self.deep(x, first, emb, told, timestep, pooled)
         more = None if self.control is None else self.control.first(x, timestep)
         return self.unet.leave(deep, first if more is None else plus(first, more), emb, told)
 
@@ -93,10 +95,10 @@ class Run:
         """The dtype of the weights."""
         return self.unet.dtype
 
-    def time(self, timestep: float, class_labels: Tensor | None) -> Tensor | Once:
-        """The embedding of a timestep: looked up, if it is the grid's."""
-        known = self.times.get(timestep) if class_labels is None else None
-        return self.unet.embed_time(timestep, class_labels) if known is None else known
+    def time(self, timestep: float, class_labels: Tensor | None, pooled: Tensor | None = None) -> Tensor | Once:
+        """The embedding of a timestep: looked up, if it is the grid's and there is nothing beside it."""
+        known = self.times.get(timestep) if class_labels is None and pooled is None else None
+        return self.unet.embed_time(timestep, class_labels, pooled) if known is None else known
 
     def told(self, context: Tensor) -> Once:
         """A context with its keys and values; it is known by being the same tensor."""
@@ -106,11 +108,14 @@ class Run:
         self.contexts = [*self.contexts, Once(context)][-CONTEXTS:]
         return self.contexts[-1]
 
-    def deep(self, x: Tensor, first: Tensor, emb: Tensor | Once, context: Once | None, timestep: float) -> Tensor:
+    def deep(
+        self, x: Tensor, first: Tensor, emb: Tensor | Once, context: Once | None, timestep: float,
+        pooled: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """The deep features: those of the last full evaluation, or anew where it is too old or was of another kind."""
         self.age += 1
         late = timestep < self.below and self.age < self.every
         if self.kept is None or not (late and self.kept.fit(first, context, timestep)):
-            added = None if self.control is None else self.control(x, timestep, context)
+            added = None if self.control is None else self.control(x, timestep, context, pooled)
             self.kept, self.age = Kept(self.unet.deep(first, emb, context, added), context, timestep), 0
         return self.kept.features

@@ -11,7 +11,6 @@ The shape is that of Ronneberger et al. 2015 (arXiv 1505.04597), Ho et al. 2020 
 2021 (arXiv 2105.05233); attention to a context is that of Rombach et al. 2022 (arXiv 2112.10752, section 3.3).
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, zip_longest
@@ -19,16 +18,16 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from safelight.errors import InputError
 from safelight.models.attention import AttentionBlock, Transformer
-from safelight.models.layers import Downsample, GroupNorm, ResBlock, Upsample, activation, zero_init
+from safelight.models.embedding import TimestepEmbedding, check_pooled, make_add_embedding, make_class_embedding, wave
+from safelight.models.layers import Downsample, GroupNorm, ResBlock, Upsample, zero_init
 from safelight.models.once import Once, fan_out
 from safelight.models.unet_config import Level, UNetConfig
 
-__all__ = ["TimestepEmbedding", "UNet", "UNetConfig", "sinusoid"]
+__all__ = ["UNet", "UNetConfig"]
 
 
 class UNet(nn.Module):
@@ -48,6 +47,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(c.in_channels, channels, 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels, c.emb_channels, c.outer_act_fn)
         self.class_embedding = make_class_embedding(c)
+        self.add_embedding = make_add_embedding(c)
 
         self.down_blocks, skips = make_down(c)
         self.mid_block = make_mid(c)
@@ -71,25 +71,29 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         *,
         class_labels: Tensor | None = None,
+        pooled: Tensor | None = None,
         added: "Added | None" = None,
     ) -> Tensor:
         """x (B, in_channels, H, W) in the net's dtype, any H and W -> (B, out_channels, H, W).
 
         `timesteps` is a number, a scalar tensor or (B,); fractions are welcome. `context` (B, L, cross_attention_dim)
         is for conditional nets, `class_labels` for nets with a class embedding: (B,) class numbers or timesteps, or
-        (B, width) vectors; `added` is a ControlNet's. What is missing, too much or of the wrong size is an InputError.
+        (B, width) vectors, `pooled` (B, width) what Stable Diffusion XL is told beside the words (see `beside_words`);
+        `added` is a ControlNet's. What is missing, too much or of the wrong size is an InputError.
         """
         self.check_inputs(x, context)
-        emb = self.embed_time(timesteps, class_labels)
+        emb = self.embed_time(timesteps, class_labels, pooled)
         if emb.shape[0] not in (1, x.shape[0]):
             raise InputError(
-                f"There are {emb.shape[0]} timesteps or class labels for a batch of {x.shape[0]}.",
+                f"There are {emb.shape[0]} timesteps, class labels or pooled vectors for a batch of {x.shape[0]}.",
                 remedy="give one per picture, or one for all",
             )
         return self.forward_embedded(x, emb, context, added)
 
-    def embed_time(self, timesteps: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        """Timesteps () or (B,), and class labels if the net has classes -> embedding (1 or B, emb_channels).
+    def embed_time(
+        self, timesteps: Tensor | float, class_labels: Tensor | None = None, pooled: Tensor | None = None
+    ) -> Tensor:
+        """Timesteps () or (B,), and what the net is told beside them -> embedding (1 or B, emb_channels).
 
         The same for every picture of a step, so a sampler may compute it ahead for all its steps.
         """
@@ -98,14 +102,17 @@ class UNet(nn.Module):
                 f"This U-Net {'needs' if class_labels is None else 'knows no'} class labels.",
                 remedy="pass class_labels exactly when the config names a class embedding",
             )
+        check_pooled(pooled, self.config)
         emb = self.time_embedding(self._wave(timesteps))
-        if self.class_embedding is None or class_labels is None:
-            return emb
-        if self.config.class_embed_type == "timestep":
-            class_labels = self._wave(class_labels)
-        elif self.config.class_embed_type is not None:
-            class_labels = class_labels.to(self.dtype)
-        return emb + self.class_embedding(class_labels)
+        if self.class_embedding is not None and class_labels is not None:
+            if self.config.class_embed_type == "timestep":
+                class_labels = self._wave(class_labels)
+            elif self.config.class_embed_type is not None:
+                class_labels = class_labels.to(self.dtype)
+            emb = emb + self.class_embedding(class_labels)
+        if self.add_embedding is not None and pooled is not None:
+            emb = emb + self.add_embedding(pooled.to(self.dtype))
+        return emb
 
     def embed_steps(self, timesteps: Sequence[float]) -> list[Once]:
         """For each timestep of a run what `forward_embedded` takes, and what every block takes from it, all at once."""
@@ -296,15 +303,6 @@ def embed_steps(network: nn.Module, emb: Tensor) -> list[Once]:
     return [Once(emb[i : i + 1], {part: e[i : i + 1] for part, e in taken.items()}) for i in range(len(emb))]
 
 
-def wave(c: UNetConfig, t: Tensor | float, *, like: Tensor) -> Tensor:
-    """Timesteps () or (B,) as sinusoids (1 or B, C): computed in float32, then cast to a weight's dtype."""
-    if not isinstance(t, Tensor):
-        t = torch.full((1,), t, dtype=torch.float32, device=like.device)  # made there: to send it would be to wait
-    t = t.to(like.device, torch.float32).reshape(-1)
-    waves = sinusoid(t, c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
-    return waves.to(like.dtype)
-
-
 def join(x: Tensor, skip: Tensor) -> Tensor:
     """x, and behind its channels those that the way down has left, perhaps once for several contexts."""
     return torch.cat([x, fan_out(skip, len(x))], dim=1)
@@ -349,47 +347,3 @@ def make_resampler(c: UNetConfig, level: Level) -> nn.Module:
     if level.way == "down":
         return Downsample(level.channels, padding=c.downsample_padding)
     return Upsample(level.channels)
-
-
-class TimestepEmbedding(nn.Module):
-    """Two linear layers with an activation between: from sinusoids, or another vector, to the embedding."""
-
-    def __init__(self, in_channels: int, out_channels: int, act: str = "silu") -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.act = activation(act)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels) -> (B, out_channels)."""
-        return self.linear_2(self.act(self.linear_1(x)))
-
-
-def make_class_embedding(c: UNetConfig) -> nn.Module | None:
-    """What takes class labels to the width of the time embedding, to which they are added; None: no classes."""
-    if c.class_embed_type is None:
-        return None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds, c.emb_channels)
-    if c.class_embed_type == "timestep":
-        return TimestepEmbedding(c.block_out_channels[0], c.emb_channels, c.outer_act_fn)
-    if c.class_embed_type == "identity":
-        return nn.Identity()
-    width = c.projection_class_embeddings_input_dim
-    assert width is not None  # UNetConfig has seen to it
-    if c.class_embed_type == "projection":
-        return TimestepEmbedding(width, c.emb_channels)
-    return nn.Linear(width, c.emb_channels)
-
-
-def sinusoid(
-    timesteps: Tensor, channels: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0, max_period: float = 10_000
-) -> Tensor:
-    """Timesteps (B,) -> (B, channels) sines and cosines of geometric frequencies, from 1 down to about 1/max_period.
-
-    Vaswani et al. 2017 (arXiv 1706.03762, section 3.5), as Ho et al. 2020 use it. Always float32. Sines come first,
-    or cosines with `flip_sin_to_cos`; an odd number of channels ends with a zero.
-    """
-    half = channels // 2
-    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps.float()[:, None] * torch.exp(exponents / (half - freq_shift))
-    waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
-    return F.pad(torch.cat(waves, dim=1), (0, channels % 2))

@@ -37,6 +37,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "up_block_types": tuple(UP_BLOCKS),
     "act_fn": tuple(ACTIVATIONS),
     "class_embed_type": ("timestep", "identity", "projection", "simple_projection", None),
+    "addition_embed_type": ("text_time", None),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
@@ -107,7 +108,9 @@ class UNetConfig:
     time_embedding_dim: int | None = None  # width of the embedding; None: four times the first level's channels
     class_embed_type: str | None = None  # "timestep", "identity", "projection" or "simple_projection"
     num_class_embeds: int | None = None  # rows of a table of classes, where class_embed_type is None
-    projection_class_embeddings_input_dim: int | None = None  # width of the labels of the two projections
+    projection_class_embeddings_input_dim: int | None = None  # width of the two projections' labels, or what is pooled
+    addition_embed_type: str | None = None  # "text_time": the text and sizes are told beside the words as well (SDXL)
+    addition_time_embed_dim: int | None = None  # how wide each of those sizes is told
 
     def __post_init__(self) -> None:
         check_types(self, may_be_zero=("freq_shift", "downsample_padding", "dropout"))
@@ -119,6 +122,11 @@ class UNetConfig:
     def conditional(self) -> bool:
         """Whether `forward` wants a context: some block has cross-attention."""
         return any("CrossAttn" in (name or "") for name in self._block_types)
+
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the vector that tells of the whole text and of sizes (SDXL); None: none is told."""
+        return self.projection_class_embeddings_input_dim if self.addition_embed_type else None
 
     @property
     def emb_channels(self) -> int:
@@ -272,6 +280,9 @@ class UNetConfig:
                 f"class_embed_type {self.class_embed_type!r} needs projection_class_embeddings_input_dim.",
                 remedy="give the width of the class labels",
             )
+        if self.addition_embed_type and not (self.pooled_width and self.addition_time_embed_dim):
+            needed = "projection_class_embeddings_input_dim and addition_time_embed_dim"
+            raise InputError(f"addition_embed_type {self.addition_embed_type!r} needs {needed}.", remedy="give both")
 
     def _check_lengths(self) -> None:
         levels = len(self.block_out_channels)
@@ -303,10 +314,11 @@ _CONDITIONAL_ONLY = {
     "use_linear_projection",
     "upcast_attention",
     "projection_class_embeddings_input_dim",
+    "addition_embed_type",
+    "addition_time_embed_dim",
 }
 # Keys without a field: the value, diffusers' default, that asks for nothing this U-Net lacks.
 _FIXED: dict[str, Any] = {
-    "addition_embed_type": None,
     "attention_type": "default",
     "class_embeddings_concat": False,
     "conv_in_kernel": 3,
@@ -328,7 +340,6 @@ _FIXED: dict[str, Any] = {
 # Keys that matter only beside a value that _FIXED refuses.
 _IDLE = {
     "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
     "mid_block_only_cross_attention",
     "num_train_timesteps",
 }
@@ -368,7 +379,7 @@ def _check_foreign(key: str, value: Any, known: list[str]) -> None:
     if key in _FIXED:
         raise InputError(
             f"The U-Net config asks for {key} = {value!r}; this U-Net has only {_FIXED[key]!r}.",
-            remedy="choose a model of the Stable Diffusion 1, Stable Diffusion 2 or latent diffusion family",
+            remedy="choose a model of Stable Diffusion 1, 2 or XL, or of the latent diffusion family",
         )
     raise InputError(f"The U-Net config has an unknown key {key!r}.", remedy=nearest(key, [*known, *_FIXED]))
 

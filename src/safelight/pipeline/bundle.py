@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 
 from safelight.checkpoint.parts import Parts
 from safelight.diffusion.condition import Condition
@@ -18,9 +19,11 @@ from safelight.models.autoencoder import Autoencoder
 from safelight.models.clip import TextEncoder
 from safelight.models.conditioners import ClassEmbedder, Conditioner, LayoutEmbedder, MapEmbedder
 from safelight.models.controlnet import ControlNet
+from safelight.models.embedding import SIZES, beside_words
+from safelight.models.text_pair import TextEncoderPair
 from safelight.models.tiny_decoder import TinyDecoder
 from safelight.models.unet import UNet
-from safelight.text.prompt import encode_prompt
+from safelight.text.prompt import prompt_ids, read_ids
 from safelight.text.tokenizer import Tokenizer
 
 
@@ -33,13 +36,15 @@ class LatentDiffusion:
         autoencoder: carries pictures to latents and back (Sec. 3.1).
         schedule: the noise levels the U-Net was trained on.
         prediction_type: epsilon, v_prediction, sample or edm.
-        text_encoder: turns token ids into the context of cross-attention; None for models without text.
+        text_encoder: turns token ids into the context of cross-attention; two in one for Stable Diffusion XL, None for
+            models without text.
         tokenizer: turns words into token ids; None for models without text.
         conditioner: tells the U-Net of a class, a layout or a map of classes; None for other models.
         decoder: a tiny one that tasks and previews use in place of the autoencoder's own; None for most models.
         control: a ControlNet, which makes pictures follow another; None for most models.
         classes: the names of the classes, where they are known.
         guidance_scale: what it is best guided by, which tasks take where nothing is asked.
+        force_zeros_for_empty_prompt: whether an empty negative prompt is told as zeros, not as the words of none.
         low_res_schedule: the noise that an upscaler was told of on its small pictures; None for other models.
         family: such as "sd1", "sd2-inpaint"; what the weights were recognised as.
         name: where the model was loaded from.
@@ -52,13 +57,14 @@ class LatentDiffusion:
     autoencoder: Autoencoder
     schedule: NoiseSchedule
     prediction_type: str = "epsilon"
-    text_encoder: TextEncoder | None = None
+    text_encoder: TextEncoder | TextEncoderPair | None = None
     tokenizer: Tokenizer | None = None
     conditioner: Conditioner | None = None
     decoder: TinyDecoder | None = None
     control: ControlNet | None = None
     classes: tuple[str, ...] = ()
     guidance_scale: float = Parts.guidance_scale
+    force_zeros_for_empty_prompt: bool = False
     low_res_schedule: NoiseSchedule | None = None
     family: str = "custom"
     name: str = ""
@@ -164,8 +170,12 @@ class LatentDiffusion:
         *,
         clip_skip: int = 0,
         long_prompts: Literal["chunk", "error", "truncate"] = "chunk",
+        size: Sequence[int] | None = None,
     ) -> Condition:
-        """Encode prompts into what steers the U-Net; one row a prompt, all of one length."""
+        """Encode prompts into what steers the U-Net; one row a prompt, all of one length.
+
+        `size` is the latent's (h, w), for models that are told of it; by default the one they were trained at.
+        """
         if self.steered_by in ("class", "layout") and any(prompts):
             raise wrong_task(self)
         if not self.unet.config.conditional:
@@ -177,10 +187,34 @@ class LatentDiffusion:
                 f"the model {self.name!r} has no text encoder here",
                 remedy="load it with its text encoder, or give a Condition in place of the prompt",
             )
-        context = encode_prompt(
-            self.tokenizer, self.text_encoder, prompts, clip_skip=clip_skip, long_prompts=long_prompts
-        )
-        return Condition(context=context)
+        ids = prompt_ids(self.tokenizer, prompts, long_prompts=long_prompts)
+        context, pooled = read_ids(self.text_encoder, ids, clip_skip=clip_skip)
+        return Condition(context=context, pooled=None if pooled is None else self.told_size(pooled, size))
+
+    def told_size(self, pooled: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """What Stable Diffusion XL's U-Net is told beside the words: what texts say as a whole (B, P), and sizes.
+
+        Of a picture drawn at a latent's (h, w), by default the one it was trained at, that is a photograph of just this
+        size, of which nothing was cut away.
+        """
+        factor, width = self.autoencoder.config.factor, self.unet.config.addition_time_embed_dim
+        if width is None:
+            what = f"the U-Net of {self.name!r} is not told of sizes, and its text encoder is of a model that is"
+            raise InputError(what, remedy="give the text encoder that it was trained with")
+        height, width_ = (factor * n for n in (size or self.latent_size()))
+        sizes = torch.tensor([[height, width_, 0, 0, height, width_]], device=pooled.device)
+        return beside_words(pooled, sizes, width)
+
+    def silence(self, like: Condition) -> Condition:
+        """What says nothing, not even that nothing was said: zeros, with the sizes that another condition tells."""
+        context, pooled = like.context, like.pooled
+        if context is None:
+            return like
+        if pooled is not None:
+            sizes = SIZES * (self.unet.config.addition_time_embed_dim or 0)
+            said = pooled.shape[1] - sizes
+            pooled = torch.cat([torch.zeros_like(pooled[:1, :said]), pooled[:1, said:]], dim=1)
+        return Condition(context=torch.zeros_like(context[:1]), pooled=pooled)
 
     def without_text_encoder(self) -> Self:
         """The same model without its text encoder, whose memory is free once no one else holds it."""

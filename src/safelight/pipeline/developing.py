@@ -85,7 +85,7 @@ def develop(
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     words, settings = worded(prompt, settings, first), shown(model, settings, (h, w))
-    encoded = [steer(model, *pair, settings) for pair in words.pairs()]
+    encoded = [steer(model, *pair, settings, (h, w)) for pair in words.pairs()]
     pairs = [encoded[row] for row in words.rows]
     kind = find(settings["sampler"])
     batch_size = 1 if kind.adaptive else settings["batch_size"]  # a batch would share its step sizes

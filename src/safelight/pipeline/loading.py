@@ -159,6 +159,7 @@ def bundle(parts: Parts) -> LatentDiffusion:
         conditioner=parts.conditioner,
         classes=parts.classes,
         guidance_scale=parts.guidance_scale,
+        force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
         low_res_schedule=_schedule(parts.low_res_scheduler_config) if parts.low_res_scheduler_config else None,
         schedule=schedule,
         prediction_type=parts.prediction_type,

@@ -205,6 +205,7 @@ def _mixed(whole: "Steering", ends: tuple[int, int], t: float, curve: Curve) -> 
     from safelight.pipeline.steering import Steering
     from safelight.text.encoding import Course
     from safelight.text.mixing import between as mixed
+    from safelight.text.mixing import lerp
 
     ((a,), (b,)) = (whole.prompts[k] for k in ends)
     lasts = sorted({last for course in (a, b) for last, _ in course.rows})
@@ -212,7 +213,10 @@ def _mixed(whole: "Steering", ends: tuple[int, int], t: float, curve: Curve) -> 
     assert contexts is not None
     rows = [mixed(contexts[a.row(last)][None], contexts[b.row(last)][None], t, curve=curve) for last in lasts]
     course = Course(1.0, tuple((last, k) for k, last in enumerate(lasts)))
-    return Steering(Condition(context=torch.cat(rows)), ((course,),))
+    wholes = whole.condition.pooled
+    if wholes is not None:
+        wholes = torch.stack([lerp(wholes[a.row(last)], wholes[b.row(last)], t) for last in lasts])
+    return Steering(Condition(context=torch.cat(rows), pooled=wholes), ((course,),))
 
 
 @dataclass

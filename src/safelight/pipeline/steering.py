@@ -82,19 +82,26 @@ def step_of(grid: Grid, sigma: float, late: int = 0) -> int:
     return min(max(reached - late, 1), max(len(grid), 1))
 
 
-def steer(model: LatentDiffusion, prompt: str | Condition, negative: str | Condition, settings: Settings) -> Pair:
+def steer(
+    model: LatentDiffusion, prompt: str | Condition, negative: str | Condition, settings: Settings,
+    size: Sequence[int] | None = None,
+) -> Pair:  # fmt: skip
     """A prompt and its negative prompt, encoded; the second is None where guidance would not use it.
 
-    Both are encoded together, so that a long prompt and a short negative prompt get the same length.
+    Both are encoded together, so that a long prompt and a short negative prompt get the same length. `size` is the
+    latent's (h, w), which some models are told; by default the one they were trained at.
     """
     positive = Steering.of(prompt) if isinstance(prompt, Condition) else None
     plans = [] if isinstance(prompt, Condition) else [plan(prompt, settings)]
     composes = any(len(plan.tracks) > 1 or plan.tracks[0].weight != 1 for plan in plans)
     if settings["guidance_scale"] == 1 and not composes:
-        return positive or encoded(model, plans, settings), None
+        return positive or encoded(model, plans, settings, size), None
     if isinstance(negative, Condition):
-        return positive or encoded(model, plans, settings), Steering.of(negative)
-    both = encoded(model, [*plans, plan(negative, settings, composable=False)], settings)
+        return positive or encoded(model, plans, settings, size), Steering.of(negative)
+    if not negative.strip() and model.force_zeros_for_empty_prompt:
+        positive = positive or encoded(model, plans, settings, size)
+        return positive, Steering.of(model.silence(positive.condition))
+    both = encoded(model, [*plans, plan(negative, settings, composable=False)], settings, size)
     if both.condition.context is None and positive is None:  # a model without text has nothing to guide by
         return both, None
     return positive or both.pick([0]), both.pick([len(plans)])
@@ -126,8 +133,10 @@ def plan(text: str, settings: Settings, *, composable: bool = True) -> PromptPla
     return plan_prompt(text, settings["steps"], syntax=syntax, composable=composable, extra_networks=extra_networks)
 
 
-def encoded(model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Settings) -> Steering:
-    """Prompts, encoded to one length."""
+def encoded(
+    model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Settings, size: Sequence[int] | None = None
+) -> Steering:
+    """Prompts, encoded to one length, for latents of this (h, w)."""
     if not model.unet.config.conditional or model.text_encoder is None or model.tokenizer is None:
         return Steering.of(model.condition([plan.text for plan in plans]))  # which says what is missing
     encoded = encode_plans(
@@ -138,7 +147,8 @@ def encoded(model: LatentDiffusion, plans: Sequence[PromptPlan], settings: Setti
         clip_skip=settings["clip_skip"],
         long_prompts=settings["long_prompts"],
     )
-    return Steering(Condition(context=encoded.contexts), encoded.courses)
+    pooled = None if encoded.pooled is None else model.told_size(encoded.pooled, size)
+    return Steering(Condition(context=encoded.contexts, pooled=pooled), encoded.courses)
 
 
 def steered(

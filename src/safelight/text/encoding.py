@@ -13,8 +13,9 @@ from torch import Tensor
 
 from safelight.errors import InputError, nearest
 from safelight.models.clip import TextEncoder
+from safelight.models.text_pair import TextEncoderPair
 from safelight.text.marks import Passage
-from safelight.text.prompt import COMMA_BACKTRACK, LongPrompts, encode_ids, split_tokens
+from safelight.text.prompt import COMMA_BACKTRACK, LongPrompts, encode_ids, read_ids, split_tokens
 from safelight.text.schedule import Entry, PromptPlan
 from safelight.text.tokenizer import Tokenizer
 from safelight.text.weights import EMPHASES, Emphasis, Encoded, emphasize
@@ -51,10 +52,14 @@ class Course:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPlans:
-    """All contexts (N, 77·k, D) that some plans need, and for each plan its courses through them."""
+    """All contexts (N, 77·k, D) that some plans need, and for each plan its courses through them.
+
+    `pooled` (N, P) is what the first chunk of each says as a whole, where the text encoder has that.
+    """
 
     contexts: Tensor
     courses: tuple[tuple[Course, ...], ...]
+    pooled: Tensor | None = None
 
 
 def frame_passage(
@@ -94,7 +99,7 @@ def _framed(tokenizer: Tokenizer, tokens: Sequence[FramedToken]) -> Chunk:
 
 def encode_plans(
     tokenizer: Tokenizer,
-    text_encoder: TextEncoder,
+    text_encoder: TextEncoder | TextEncoderPair,
     plans: Sequence[PromptPlan],
     *,
     emphasis: Emphasis = "original",
@@ -120,31 +125,40 @@ def encode_plans(
     encoder = _Encoder(text_encoder, clip_skip, emphasis)
     encoder.encode([*(chunk for chunks in padded.values() for chunk in chunks)])
     contexts: list[Tensor] = []
+    firsts: list[Chunk] = []
     known: dict[tuple[Entry, ...], tuple[tuple[int, int], ...]] = {}
     for track in tracks:
         if track.entries not in known:
             counts = Counter(entry.passage for entry in track.entries)
             rows = {passage: len(contexts) + i for i, passage in enumerate(counts)}
             contexts += encoder.weighed([padded[passage] for passage in counts], list(counts.values()), empty)
+            firsts += [padded[passage][0] for passage in counts]
             known[track.entries] = tuple((last, rows[passage]) for last, passage in track.entries)
     courses = (tuple(Course(track.weight, known[track.entries]) for track in plan.tracks) for plan in plans)
-    return EncodedPlans(torch.stack(contexts), tuple(courses))
+    return EncodedPlans(torch.stack(contexts), tuple(courses), encoder.pooled(firsts))
 
 
 class _Encoder:
     """A text encoder that remembers the chunks it has encoded."""
 
-    def __init__(self, text_encoder: TextEncoder, clip_skip: int | None, emphasis: Emphasis) -> None:
+    def __init__(self, text_encoder: TextEncoder | TextEncoderPair, clip_skip: int | None, emphasis: Emphasis) -> None:
         self.text_encoder, self.clip_skip, self.emphasis = text_encoder, clip_skip, emphasis
         self.known: dict[tuple[int, ...], Tensor] = {}  # ids -> (L, D)
+        self.wholes: dict[tuple[int, ...], Tensor] = {}  # ids -> (P,)
 
     def encode(self, chunks: Iterable[Chunk]) -> None:
         """Encode the chunks that are new."""
         new = [ids for ids in dict.fromkeys(map(_ids, chunks)) if ids not in self.known]
         for start in range(0, len(new), BATCH):
             part = new[start : start + BATCH]
-            z = encode_ids(self.text_encoder, torch.tensor(part)[:, None], clip_skip=self.clip_skip)
+            z, pooled = read_ids(self.text_encoder, torch.tensor(part)[:, None], clip_skip=self.clip_skip)
             self.known.update(zip(part, z, strict=True))
+            if pooled is not None:
+                self.wholes.update(zip(part, pooled, strict=True))
+
+    def pooled(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        """What these chunks say as a whole (n, P), whatever their weights; None where the text encoder has no such."""
+        return torch.stack([self.wholes[_ids(chunk)] for chunk in chunks]) if self.wholes else None
 
     def weighed(self, texts: Sequence[Sequence[Chunk]], counts: list[int], empty: Chunk) -> list[Tensor]:
         """The contexts (77·k, D) of the texts of one schedule."""

@@ -105,7 +105,7 @@ def word_vectors(tokenizer: Tokenizer, text_encoder: TextEncoder, word: str) -> 
     ids = tokenizer.encode(word)
     if not ids:
         raise InputError(f"{word!r} has no tokens", remedy="give a word")
-    device = text_encoder.final_layer_norm.weight.device
+    device = text_encoder.device
     return text_encoder.embed(torch.tensor([ids], device=device))[0]
 
 
@@ -124,7 +124,7 @@ def swap_word(tokenizer: Tokenizer, text_encoder: TextEncoder, text: str, word: 
     `vectors` is another word, or (n, D) with n the word's number of tokens, or (D,) for each of them. What follows is
     `encode_embeddings`. Raises InputError if the text has no such word, or the numbers of tokens differ.
     """
-    device = text_encoder.final_layer_norm.weight.device
+    device = text_encoder.device
     ids = prompt_ids(tokenizer, text).to(device)
     sought = tokenizer.encode(word)
     rows = word_vectors(tokenizer, text_encoder, vectors) if isinstance(vectors, str) else vectors

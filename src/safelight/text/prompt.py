@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from safelight.errors import InputError, nearest
-from safelight.models.clip import TextEncoder, TextFeatures
+from safelight.models.clip import Reading, TextEncoder
+from safelight.models.text_pair import TextEncoderPair
 from safelight.text.bpe import END_OF_WORD
 from safelight.text.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ class PromptCutWarning(UserWarning):
 
 def encode_prompt(
     tokenizer: Tokenizer,
-    text_encoder: TextEncoder,
+    text_encoder: TextEncoder | TextEncoderPair,
     texts: str | Sequence[str],
     *,
     clip_skip: int | None = 0,
@@ -75,24 +76,31 @@ def prompt_ids(
 
 
 def encode_ids(
-    text_encoder: TextEncoder, ids: Tensor, *, clip_skip: int | None = 0, mask: Tensor | None = None
+    text_encoder: TextEncoder | TextEncoderPair, ids: Tensor, *, clip_skip: int | None = 0, mask: Tensor | None = None
 ) -> Tensor:
     """Encode framed token ids (B, k, L) to (B, k·L, D), each chunk by itself.
 
     `mask` (B, k, L), where it is False no token looks at that token; by default each looks at all before it.
     """
+    return read_ids(text_encoder, ids, clip_skip=clip_skip, mask=mask).context
+
+
+def read_ids(
+    text_encoder: TextEncoder | TextEncoderPair, ids: Tensor, *, clip_skip: int | None = 0, mask: Tensor | None = None
+) -> Reading:
+    """As `encode_ids`; `pooled` (B, P) is what the first chunk says as a whole, where the text encoder has that."""
     if ids.ndim != 3:
         raise InputError(f"token ids of shape {tuple(ids.shape)}", remedy="give (batch, chunks, length)")
-    device = text_encoder.final_layer_norm.weight.device
-    chunks = ids.flatten(0, 1).to(device)
+    chunks = ids.flatten(0, 1).to(text_encoder.device)
     if mask is None:
-        return _context(text_encoder, text_encoder(chunks), ids.shape[0], clip_skip)
-    past = torch.ones(ids.shape[2], ids.shape[2], dtype=torch.bool, device=device).tril()
-    seen = past & mask.flatten(0, 1).to(device)[:, None, None, :]  # (B·k, 1, L, L)
-    layers = text_encoder.text_model
-    hidden_states = layers.encoder(layers.embeddings(text_encoder.embed(chunks)), seen)
-    features = TextFeatures(text_encoder.final_layer_norm(hidden_states[-1]), hidden_states)
-    return _context(text_encoder, features, ids.shape[0], clip_skip)
+        features = text_encoder(chunks)
+    else:
+        past = torch.ones(ids.shape[2], ids.shape[2], dtype=torch.bool, device=chunks.device).tril()
+        seen = past & mask.flatten(0, 1).to(chunks.device)[:, None, None, :]  # (B·k, 1, L, L)
+        features = text_encoder.features(chunks, seen)
+    context, pooled = text_encoder.reading(features, 0 if clip_skip is None else clip_skip)
+    context = context.unflatten(0, ids.shape[:2]).flatten(1, 2)
+    return Reading(context, None if pooled is None else pooled.unflatten(0, ids.shape[:2])[:, 0])
 
 
 def encode_embeddings(text_encoder: TextEncoder, embeddings: Tensor, *, clip_skip: int | None = 0) -> Tensor:
@@ -100,12 +108,8 @@ def encode_embeddings(text_encoder: TextEncoder, embeddings: Tensor, *, clip_ski
     if embeddings.ndim != 4:
         raise InputError(f"embeddings of shape {tuple(embeddings.shape)}", remedy="give (batch, chunks, length, width)")
     features = text_encoder.forward_embeddings(embeddings.flatten(0, 1))
-    return _context(text_encoder, features, embeddings.shape[0], clip_skip)
-
-
-def _context(text_encoder: TextEncoder, features: TextFeatures, batch: int, clip_skip: int | None) -> Tensor:
     state = text_encoder.skip_layers(features, 0 if clip_skip is None else clip_skip)  # (B·k, L, D)
-    return state.unflatten(0, (batch, -1)).flatten(1, 2)
+    return state.unflatten(0, embeddings.shape[:2]).flatten(1, 2)
 
 
 def split_text(

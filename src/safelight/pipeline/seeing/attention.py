@@ -72,7 +72,7 @@ def attention_maps(
     words = prompt_words(model.tokenizer, text, asked)
     if not words:
         raise InputError("the prompt has no words", remedy="name what the picture shows")
-    positive, _ = steer(model, text, "", asked)
+    positive, _ = steer(model, text, "", asked, drawn.latents.shape[-2:])
     condition = rows_of(positive.condition, positive.rows(1)[:1])
     heat = Heat([places for _, places in words], drawn.latents.shape[-2:])
     with torch.no_grad(), observed(model.unet, heat.add):

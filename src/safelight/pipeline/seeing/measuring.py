@@ -54,7 +54,8 @@ def guidance_pulls(
     drawn = text_to_image(model, prompt, width=width, height=height, **settings)
     asked: Any = for_model(validate(text_to_image, {"prompt": prompt, **settings}), model)
     scale = asked["guidance_scale"]
-    positive, negative = steer(model, drawn.prompts[0] or "", drawn.negative_prompts[0] or "", asked)
+    said = drawn.prompts[0] or "", drawn.negative_prompts[0] or ""
+    positive, negative = steer(model, *said, asked, drawn.latents.shape[-2:])
     if negative is None:
         raise InputError("nothing guides this run", remedy="take a guidance_scale other than 1, and a model with text")
     grid = model.grid(asked["grid"], asked["steps"], **(asked["grid_options"] or {}))

@@ -26,8 +26,9 @@ from safelight.diffusion.noise import sent
 from safelight.diffusion.parameterization import Parameterization
 from safelight.diffusion.schedule import NoiseSchedule
 from safelight.errors import InputError
-from safelight.models.clip import TextEncoder
+from safelight.models.clip import Reading, TextEncoder
 from safelight.models.conditioners import LayoutEmbedder, MapEmbedder, config_of, make_conditioner
+from safelight.models.text_pair import TextEncoderPair
 from safelight.models.unet import UNet
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.tasks import text_to_image
@@ -67,7 +68,7 @@ def diffusion_loss(
     if condition.concat is not None:
         x = torch.cat([x, condition.concat.to(x)], dim=1)
     t = sent(timesteps.to(torch.float32), x0.device)
-    steering = {"context": condition.context, "class_labels": condition.class_labels}
+    steering = {"context": condition.context, "class_labels": condition.class_labels, "pooled": condition.pooled}
     output = network(x, t, **{name: value for name, value in steering.items() if value is not None}).float()
     target = parameterization.target(x0, noise, _to(sigma, x0))
     error = (output - target).abs() if distance == "l1" else F.mse_loss(output, target, reduction="none")
@@ -138,7 +139,9 @@ class DiffusionStage(Stage):
         self.modules: dict[str, nn.Module] = {"unet": model.unet.train().requires_grad_(True)}
         if model.text_encoder is not None:
             model.text_encoder.train(config.train_text_encoder).requires_grad_(config.train_text_encoder)
-            model.text_encoder.check_ids = False  # the host would wait for the device
+            for part in model.text_encoder.modules():
+                if isinstance(part, TextEncoder):
+                    part.check_ids = False  # the host would wait for the device
             if config.train_text_encoder:
                 self.modules["text_encoder"] = model.text_encoder
         if model.conditioner is not None:
@@ -197,7 +200,7 @@ class DiffusionStage(Stage):
         drop = conditioning.dropped(noise, self.config.condition_dropout if dropout is None else dropout)
         steering = Condition()
         if self.config.conditioning == "text":
-            steering = Condition(context=self._context(batch, drop))
+            steering = self._words(batch, drop, size)
         elif self.config.conditioning == "class":
             labels = conditioning.class_labels(batch, len(self.classes), drop, self.model.device)
             steering = Condition(class_labels=labels)
@@ -206,19 +209,24 @@ class DiffusionStage(Stage):
             steering = Condition(context=self.modules["conditioner"](*places))
         return steering if self.config.concat == "none" else replace(steering, concat=self._concat(batch, noise, size))
 
-    def _context(self, batch: Any, drop: Tensor) -> Tensor:
+    def _words(self, batch: Any, drop: Tensor, size: tuple[int, ...]) -> Condition:
         context = getattr(batch, "context", None)
-        if context is None or self.config.train_text_encoder:
-            return self._encode(conditioning.text_ids(batch, self.model.tokenizer, self._null_ids, drop))
+        alone = not isinstance(self.model.text_encoder, TextEncoderPair)  # beside a context, a pair says more
+        if context is None or self.config.train_text_encoder or not alone:
+            read = self._encode(conditioning.text_ids(batch, self.model.tokenizer, self._null_ids, drop))
+            pooled = None if read.pooled is None else self.model.told_size(read.pooled, size)
+            return Condition(context=read.context, pooled=pooled)
         drop = sent(drop, context.device)
-        return torch.where(drop[:, None, None], self._null_context, context.float())
+        return Condition(context=torch.where(drop[:, None, None], self._null_context, context.float()))
 
-    def _encode(self, ids: Tensor) -> Tensor:
+    def _encode(self, ids: Tensor) -> Reading:
         if "text_encoder" in self.modules:
-            return self.modules["text_encoder"](ids).last_hidden_state
-        assert self.model.text_encoder is not None  # `_check` has seen to it
+            return Reading(self.modules["text_encoder"](ids).last_hidden_state)
+        text_encoder = self.model.text_encoder
+        assert text_encoder is not None  # `_check` has seen to it
         with torch.no_grad():
-            return self.model.text_encoder(ids).last_hidden_state.float()
+            context, pooled = text_encoder.reading(text_encoder(ids))
+            return Reading(context.float(), None if pooled is None else pooled.float())
 
     @cached_property
     def _null_ids(self) -> Tensor:
@@ -229,7 +237,7 @@ class DiffusionStage(Stage):
     @cached_property
     def _null_context(self) -> Tensor:
         """What the frozen text encoder says to the null caption, (1, L, D)."""
-        return self._encode(self._null_ids[None])
+        return self._encode(self._null_ids[None]).context
 
     def _concat(self, batch: Any, noise: BatchNoise, size: tuple[int, ...]) -> Tensor:
         if self.config.concat == "class_map":
@@ -263,6 +271,9 @@ class DiffusionStage(Stage):
             raise InputError(what, remedy="make a new model, without --init, or train this one as it was trained")
         if config.lora_rank and model.conditioner is not None:
             raise InputError("a LoRA is for models of words", remedy="train this model itself: lora_rank=0")
+        if config.train_text_encoder and isinstance(model.text_encoder, TextEncoderPair):
+            what = "train_text_encoder is for one text encoder, and this model has two"
+            raise InputError(what, remedy="leave it out: the U-Net is trained, or a LoRA of it")
         if config.train_text_encoder and config.conditioning != "text":
             raise InputError("train_text_encoder is for conditioning on text", remedy="leave it out")
         rows = unet.num_class_embeds
@@ -322,7 +333,7 @@ class DiffusionStage(Stage):
         unet = on_meta(lambda: UNet(bare(model.unet).config))  # type: ignore[arg-type]
         unet.load_state_dict(dict(weights["unet"]), assign=True)
         text_encoder = model.text_encoder
-        if text_encoder is not None and "text_encoder" in weights:
+        if isinstance(text_encoder, TextEncoder) and "text_encoder" in weights:
             text_config = text_encoder.config
             text_encoder = on_meta(lambda: TextEncoder(text_config))
             text_encoder.load_state_dict(dict(weights["text_encoder"]), assign=True)
@@ -339,6 +350,7 @@ class DiffusionStage(Stage):
             conditioner=conditioner,
             classes=self.classes,
             guidance_scale=self.config.sheet_guidance,
+            force_zeros_for_empty_prompt=model.force_zeros_for_empty_prompt,
             scheduler_config=model.scheduler_config,
             prediction_type=model.prediction_type,
             family=model.family,

@@ -5,6 +5,7 @@ are drawn as boxes with the names of their classes.
 """
 
 from colorsys import hsv_to_rgb
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _drawn(stage: "DiffusionStage", batch: Batch, seen: Condition, size: tuple[i
 
 def _steering(condition: Condition) -> Condition:
     """A condition without what is seen beside the latent."""
-    return Condition(context=condition.context, class_labels=condition.class_labels)
+    return replace(condition, concat=None)
 
 
 def _inputs(stage: "DiffusionStage", batch: Batch, seen: Condition) -> list[Image.Image]:
