@@ -5,6 +5,7 @@
 Nothing is computed here that another room could: compat holds names, call shapes, and diffusers' way of drawing chance.
 
     stable_diffusion   the three Stable Diffusion pipelines; denoising, prompting: what they share
+    stable_diffusion_xl  the three of Stable Diffusion XL
     controlnet         ControlNets, and text to image and image to image with one
     unconditional      DDPM, DDIM, LDM
     adapters           LoRAs and learned words in pipelines
@@ -27,6 +28,8 @@ _EXPORTS: dict[str, str] = {
     name: f"safelight.compat.{module}"
     for module, names in {
         "stable_diffusion": "StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline",
+        "stable_diffusion_xl": "StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline "
+        "StableDiffusionXLInpaintPipeline",
         "controlnet": "ControlNetModel StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetPipeline",
         "unconditional": "DDIMPipeline DDPMPipeline LDMPipeline",
         "pipeline": "DiffusionPipeline",

@@ -23,7 +23,7 @@ from safelight.compat.pipeline import DiffusionPipeline
 from safelight.errors import InputError, MissingPartError, nearest
 from safelight.text.embeddings import TextualInversion, add_textual_inversions, read_textual_inversions
 
-NETWORKS = ("unet", "text_encoder")
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 WORDS_FILE = "learned_embeds.safetensors"  # what diffusers looks for in a folder or a repository
 Weights = float | Sequence[float] | None
 R = TypeVar("R")
@@ -215,7 +215,8 @@ class Adapted(DiffusionPipeline):
     ) -> None:
         """Teach a learned word to the tokenizer and the text encoder: diffusers' and AUTOMATIC1111's forms.
 
-        A file, a folder or hub id (with `weight_name`), tensors by name, or a list of such, each with its `token`.
+        A file, a folder or hub id (with `weight_name`), a tensor or tensors by name, or a list of such, each with its
+        `token`. Of words for Stable Diffusion XL each text encoder is taught its own, with its tokenizer.
         Raises InputError for a word that is known already, or learned for another width.
         """
         several = isinstance(pretrained_model_name_or_path, Sequence) and not isinstance(
@@ -227,6 +228,8 @@ class Adapted(DiffusionPipeline):
             raise InputError(f"{len(tokens)} tokens for {len(sources)} learned words", remedy="give one for each")
         tokenizer, text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
         for source, name in zip(sources, tokens, strict=True):
+            if isinstance(source, Tensor):
+                source = {"emb_params": source}
             held = isinstance(source, Mapping)
             words = (
                 read_textual_inversions(source, token=name)

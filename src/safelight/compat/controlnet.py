@@ -16,7 +16,7 @@ from safelight.checkpoint.load import load_controlnet
 from safelight.compat.denoising import Denoising, State
 from safelight.compat.images import VaeImageProcessor
 from safelight.compat.loading import Options
-from safelight.compat.networks import Diffuser
+from safelight.compat.networks import Diffuser, pooled_of
 from safelight.compat.outputs import ControlNetOutput
 from safelight.compat.stable_diffusion import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from safelight.errors import InputError, MissingPartError
@@ -50,6 +50,7 @@ class ControlNetModel(Diffuser):
         controlnet_cond: Tensor,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
         guess_mode: bool = False,
         return_dict: bool = True,
         **further: Any,
@@ -62,7 +63,8 @@ class ControlNetModel(Diffuser):
         for name, value in {"class_labels": class_labels, **further}.items():
             if value is not None:
                 raise MissingPartError(f"this ControlNet takes no {name} yet", remedy="leave it out")
-        added = self.net(sample, timestep, encoder_hidden_states, controlnet_cond)
+        pooled = pooled_of(self.net.config.unet, added_cond_kwargs or {})
+        added = self.net(sample, timestep, encoder_hidden_states, controlnet_cond, pooled)
         parts, rising = (*added.skips, added.mid), guess_mode and not self.net.config.global_pool_conditions
         shares = torch.logspace(-1 if rising else 0, 0, len(parts)).tolist()
         *skips, mid = (part * (conditioning_scale * share) for part, share in zip(parts, shares, strict=True))

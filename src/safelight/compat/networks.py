@@ -1,6 +1,7 @@
 """diffusers' networks: `UNet2DConditionModel`, `UNet2DModel`, `AutoencoderKL`, `VQModel`. Latents are not scaled."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from safelight.errors import InputError, MissingPartError
 from safelight.models.autoencoder import Autoencoder, AutoencoderConfig
 from safelight.models.bottleneck import VectorQuantizer
 from safelight.models.controlnet import ControlNet
+from safelight.models.embedding import beside_words
 from safelight.models.unet import Added, UNet, UNetConfig
 
 
@@ -106,13 +108,13 @@ class UNet2DConditionModel(Diffuser):
     ) -> Any:
         """Predict from `sample` (B, C, H, W) at `timestep`, a number or (B,), and context (B, L, D): `.sample`.
 
-        The additional residuals of the way down and of the middle are a ControlNet's.
+        The additional residuals of the way down and of the middle are a ControlNet's. Of `added_cond_kwargs` Stable
+        Diffusion XL wants `text_embeds` (B, P) and `time_ids` (B, 6).
         """
         refused = {
             "timestep_cond": timestep_cond,
             "attention_mask": attention_mask,
             "cross_attention_kwargs": cross_attention_kwargs or None,
-            "added_cond_kwargs": added_cond_kwargs or None,
             "down_intrablock_additional_residuals (T2I-Adapter)": down_intrablock_additional_residuals,
             "encoder_attention_mask": encoder_attention_mask,
         }
@@ -120,8 +122,23 @@ class UNet2DConditionModel(Diffuser):
             if value is not None:
                 raise MissingPartError(f"this U-Net takes no {name} yet", remedy="leave it out")
         added = added_of(down_block_additional_residuals, mid_block_additional_residual)
-        output = self.net(sample, timestep, encoder_hidden_states, class_labels=class_labels, added=added)
+        pooled = pooled_of(self.net.config, added_cond_kwargs or {})
+        output = self.net(
+            sample, timestep, encoder_hidden_states, class_labels=class_labels, pooled=pooled, added=added
+        )
         return UNet2DConditionOutput(output) if return_dict else (output,)
+
+
+def pooled_of(config: UNetConfig, told: Mapping[str, Tensor]) -> Tensor | None:
+    """What a U-Net is told beside the words, of what diffusers calls `added_cond_kwargs`."""
+    if config.addition_time_embed_dim is None or config.pooled_width is None:
+        if told:
+            raise MissingPartError(f"this U-Net takes no {', '.join(told)} yet", remedy="leave added_cond_kwargs out")
+        return None
+    if told.keys() != {"text_embeds", "time_ids"}:
+        what = f"added_cond_kwargs has {', '.join(told) or 'nothing'}"
+        raise InputError(what, remedy="give text_embeds (B, P) and time_ids (B, 6)")
+    return beside_words(told["text_embeds"], told["time_ids"], config.addition_time_embed_dim)
 
 
 class UNet2DModel(Diffuser):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,6 +13,8 @@ from tqdm.auto import tqdm
 
 from safelight.checkpoint.files import read_json
 from safelight.checkpoint.load import load_parts
+from safelight.checkpoint.parts import Parts
+from safelight.checkpoint.single import OPENCLIP_PAD
 from safelight.checkpoint.writing import write_json
 from safelight.compat import schedulers
 from safelight.compat.images import numpy_to_pil
@@ -22,6 +25,7 @@ from safelight.compat.outputs import Config
 from safelight.compat.text_encoder import CLIPTextModel, CLIPTextModelWithProjection
 from safelight.compat.tokenizer import CLIPTokenizer
 from safelight.errors import CheckpointError, InputError, MissingPartError, nearest
+from safelight.models.text_pair import TextEncoderPair
 
 # What a model_index.json may name; nothing else is looked up, least of all code.
 NETWORKS: dict[str, Any] = {
@@ -108,7 +112,7 @@ class DiffusionPipeline:
             for name, entry in index.items()
             if name in wanted and name not in given and isinstance(entry, list)
         }
-        settings = {name: index[name] for name in ("requires_safety_checker",) if name in index and name in wanted}
+        settings = {name: index[name] for name in SETTINGS if name in index and name in wanted}
         return kind._assembled({**parts, **settings, **given}, pretrained_model_name_or_path)  # type: ignore[return-value]
 
     @classmethod
@@ -122,12 +126,12 @@ class DiffusionPipeline:
         unet: Any = UNet2DConditionModel if parts.unet.config.conditional else UNet2DModel
         found = {
             "vae": stage.wrap(parts.autoencoder),
-            "text_encoder": parts.text_encoder and CLIPTextModel.wrap(parts.text_encoder),
-            "tokenizer": parts.tokenizer and CLIPTokenizer(tokenizer=parts.tokenizer),
+            **_words_of(parts),
             "unet": unet.wrap(parts.unet),
             "scheduler": schedulers.from_any(parts.scheduler_config),
         }
-        kind: Any = cls if cls is not DiffusionPipeline else cls.pipelines["StableDiffusionPipeline"]
+        usual = "StableDiffusionXLPipeline" if "text_encoder_2" in found else "StableDiffusionPipeline"
+        kind: Any = cls if cls is not DiffusionPipeline else find_pipeline(usual, Path(name))
         given = {name: part for name, part in options.items() if name in _keywords(kind) and name not in UNUSED}
         return kind._assembled({**found, **given}, pretrained_model_link_or_path)
 
@@ -250,17 +254,35 @@ class DiffusionPipeline:
         raise self._missing("IP-Adapter")
 
 
+SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt")
 NAMES = (
     "vae",
     "vqvae",
     "text_encoder",
+    "text_encoder_2",
     "tokenizer",
+    "tokenizer_2",
     "unet",
     "controlnet",
     "scheduler",
     *UNUSED,
-    "requires_safety_checker",
+    *SETTINGS,
+    "add_watermarker",
 )
+
+
+def _words_of(parts: Parts) -> dict[str, Any]:
+    """What a single file reads with: a tokenizer and a text encoder, or two of each."""
+    tokenizer = parts.tokenizer and CLIPTokenizer(tokenizer=parts.tokenizer)
+    if not isinstance(parts.text_encoder, TextEncoderPair):
+        return {"text_encoder": parts.text_encoder and CLIPTextModel.wrap(parts.text_encoder), "tokenizer": tokenizer}
+    second = parts.tokenizer and CLIPTokenizer(tokenizer=replace(parts.tokenizer, pad_token=OPENCLIP_PAD))
+    return {
+        "text_encoder": CLIPTextModel.wrap(parts.text_encoder.text_encoder),
+        "text_encoder_2": CLIPTextModelWithProjection.wrap(parts.text_encoder.text_encoder_2),
+        "tokenizer": tokenizer,
+        "tokenizer_2": second,
+    }
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -274,7 +296,12 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def find_pipeline(name: Any, folder: Path) -> type[DiffusionPipeline]:
     """Find the pipeline that a model_index.json names. Raises MissingPartError."""
-    from safelight.compat import controlnet, stable_diffusion, unconditional  # noqa: F401  (they register themselves)
+    from safelight.compat import (  # noqa: F401  (they register themselves)
+        controlnet,
+        stable_diffusion,
+        stable_diffusion_xl,
+        unconditional,
+    )
 
     if name not in DiffusionPipeline.pipelines:
         remedy = nearest(str(name), DiffusionPipeline.pipelines)

@@ -38,7 +38,7 @@ class Prompted(Adapted):
         dtype = self.unet.dtype if self.text_encoder is None else self.text_encoder.dtype
         batch, length = prompt_embeds.shape[:2]
         if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negatives = _negatives(prompt, negative_prompt, batch)
+            negatives = negatives_of(prompt, negative_prompt, batch)
             with self.lora_scaled(lora_scale):
                 negative_prompt_embeds = self._embed(negatives, length, device, None)
         if not do_classifier_free_guidance or negative_prompt_embeds is None:
@@ -81,7 +81,7 @@ def check_prompts(prompt: Any, negative: Any, embeds: Tensor | None, negative_em
         raise InputError(f"prompt_embeds and negative_prompt_embeds have shapes {shapes}", remedy="give equal shapes")
 
 
-def _negatives(prompt: Any, negative: Any, batch: int) -> list[str]:
+def negatives_of(prompt: Any, negative: Any, batch: int) -> list[str]:
     """Give the negative prompt of each of `batch` prompts."""
     if negative is None:
         return [""] * batch
