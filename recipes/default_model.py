@@ -52,7 +52,8 @@ PIXELS = {"reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "dis
 # stage costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things
 # aside, in eight channels, since few are learnt soonest; then it gets the others, for edges and small things. The
 # decoder goes on when latents are settled, since what it learns then leaves the second stage valid: with twice the
-# channels, and to bear what little training leaves in latents, which otherwise shows as stains on flat grounds.
+# channels, and to bear what little training leaves in latents, which otherwise shows as stains on flat grounds. Then
+# the same once more: the wider autoencoder gets as many latent channels again.
 CPU = {
     "autoencoder": {
         **SCENES, **QUIET, **PIXELS, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1,
@@ -78,6 +79,16 @@ CPU = {
     "decoder": {
         **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
         "learning-rate": 3e-4, "steps": 12500, "warmup": 200,
+    },
+    "finer": {"channels": 64, "mixes": ("varied", "placed"), "steps": 10000, "batch-size": 8, "learning-rate": 6e-4},
+    "finer_scenes": {**SCENES, **PLACED, "size": 128, "count": 110000, "batch-size": 32},
+    "finer_details": {
+        **QUIET, **NOISY, **DRAWN, "logit-mean": 0.2, "train-text-encoder": True, "learning-rate": 6e-4,
+        "batch-size": 32, "steps": 10500, "warmup": 100,
+    },
+    "finer_decoder": {
+        **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
+        "pixel-loss": "l2", "reduction": "log", "learning-rate": 3e-4, "steps": 6000, "warmup": 200,
     },
 }  # fmt: skip
 
@@ -118,8 +129,16 @@ STAGES = {
     "details": ("train diffusion {run}/scenes --run {run}/details --init {grown}", "details/model"),
     "wider": ("widen_autoencoder.py {grown} {run}/wider/model", "wider/model"),
     "decoder": ("train autoencoder {pictures} --run {run}/decoder --init {run}/wider/model", "decoder/model"),
+    "finer": ("grow_latents.py {run}/details/model {pictures} --vae {run}/decoder/model --run {run}/finer",
+              "finer/grown"),
+    "finer_scenes": ("train precompute {pictures} --out {run}/finer_scenes --autoencoder {run}/finer/model", None),
+    "finer_details": ("train diffusion {run}/finer_scenes --run {run}/finer_details --init {run}/finer/grown",
+                      "finer_details/model"),
+    "finer_decoder": ("train autoencoder {pictures} --run {run}/finer_decoder --init {run}/finer/model",
+                      "finer_decoder/model"),
 }  # fmt: skip
-DRAWING = ("details", "diffusion")  # the stage whose model is written: the first of these
+# The stages whose U-Net and whose decoder are written: the first of these that a recipe has
+DRAWING, DECODING = ("finer_details", "details", "diffusion"), ("finer_decoder", "decoder")
 CONCEPTS = {"cpu": Path(__file__).with_name("concepts.txt"), "further": Path(__file__).with_name("concepts.txt")}
 
 PROMPTS = (
@@ -151,8 +170,8 @@ def main() -> int:
             return 0
     folder = asked.run / "default"
     shutil.rmtree(folder, ignore_errors=True)  # of a former end
-    drawing = next(asked.run / stage / "model" for stage in DRAWING if stage in stages)
-    convert(drawing, folder, dtype="float16", vae=asked.run / "decoder" / "model" if "decoder" in stages else None)
+    drawing, decoding = ([asked.run / one / "model" for one in each if one in stages] for each in (DRAWING, DECODING))
+    convert(drawing[0], folder, dtype="float16", vae=decoding[0] if decoding else None)
     attribute(asked.pictures, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
