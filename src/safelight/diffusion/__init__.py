@@ -8,6 +8,7 @@ condition.py         what steers a network: context, pooled, concat, class label
 denoiser.py          Denoiser(x, sigma, condition) -> x0, the one place that calls a network
 guidance.py          wrappers denoise -> denoise: classifier-free, masked, by a loss
 composition.py       several weighed conditions for one picture; conditions that change on the way
+windows.py           a denoiser of large pictures from one of small ones
 noise.py             seeded noise, one stream per picture, as diffusers, A1111 and ComfyUI draw it; Brownian paths
 philox.py            what CUDA's generator draws, in NumPy
 samplers/            every sampler once, and the verb `sample`

@@ -192,6 +192,18 @@ class Settings(TypedDict, total=False):
     fast: Annotated[
         bool, Field(default=False, description="nearly the same picture in less than half the time; what you give wins")
     ]
+    window: Annotated[
+        int | None,
+        Field(
+            default=None,
+            ge=8,
+            le=8192,
+            description="side in pixels of the overlapping windows through which the network sees larger pictures",
+        ),
+    ]
+    window_overlap: Annotated[
+        float, Field(default=0.5, ge=0, le=0.9, description="share of their side that neighbouring windows overlap")
+    ]
     tile: Annotated[
         Literal["auto", "strips", "always", "never"],
         Field(

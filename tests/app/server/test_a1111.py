@@ -13,7 +13,6 @@ from PIL import Image
 from serving import Asked
 
 import safelight
-from safelight.app.server.a1111 import asked
 from safelight.pipeline.recipes.infotext import read
 
 QUICK = {"steps": 3, "width": 64, "height": 64, "seed": 7, "cfg_scale": 5}
@@ -122,9 +121,14 @@ def test_settings_and_lists(ask):
     assert ask("/sdapi/v1/embeddings")[1]["loaded"] == {} and ask("/sdapi/v1/cmd-flags")[1] == {}
 
 
-def test_every_sampler_that_is_listed_can_be_asked_for(ask):
-    for one in ask("/sdapi/v1/samplers")[1]:
-        assert "sampler" in asked("text_to_image", {"sampler_name": one["name"]}, {})
+def test_every_sampler_and_schedule_that_is_listed_draws(ask):
+    names = [one["name"] for one in ask("/sdapi/v1/samplers")[1]]
+    schedules = [one["label"] for one in ask("/sdapi/v1/schedulers")[1]]
+    cases = [{"sampler_name": name} for name in names]
+    cases += [{"sampler_name": "Euler", "scheduler": label} for label in schedules]
+    for case in cases:
+        status, told = ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK, **case, "steps": 4})
+        assert status == 200, (case, told)
 
 
 def test_progress_and_interrupting(ask):

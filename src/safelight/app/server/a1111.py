@@ -30,7 +30,9 @@ from safelight.app.server.jobs import ENDS, Job, Jobs, QueueFullError
 from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.errors import InputError
+from safelight.pipeline.fields import validate
 from safelight.pipeline.recipes.infotext import of_fields
+from safelight.pipeline.tasks import TASKS
 
 LOOK_EVERY = 0.05  # seconds
 VERSION = "v1.10.1"  # whose rules are followed
@@ -46,6 +48,7 @@ RANDN = {"CPU": "CPU", "NV": "NV", "GPU": "GPU"}
 ABSENT = {"enable_hr": "hires fix: draw, then send the picture to img2img at a larger size",
           "restore_faces": "face restoration", "tiling": "tiling", "script_name": "scripts",
           "alwayson_scripts": "scripts", "refiner_checkpoint": "the refiner"}  # fmt: skip
+OPTIONS = ("sampler_options", "grid_options")
 EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models",
          "prompt-styles")  # fmt: skip
 
@@ -67,7 +70,11 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
         try:
             own = {**settings, **(body.get("override_settings") or {})}
             model = named(own["sd_model_checkpoint"], darkroom)
-            keywords, shown = request_of(task, asked(task, body, own), darkroom.gallery, fixed)
+            wanted = asked(task, body, own)
+            laid = {name: wanted.pop(name) for name in OPTIONS if name in wanted}  # for Python callers, and us
+            keywords, shown = request_of(task, wanted, darkroom.gallery, fixed)
+            keywords |= laid
+            validate(TASKS[task], keywords)
             job = Job(task, keywords, shown, model)
             jobs.add(job)
         except InputError as error:
