@@ -56,6 +56,12 @@ other.set_progress_bar_config(disable=True)
 results["a"] = other("a red fox", image=picture, mask_image=mask, strength=0.7, generator=seeded(), **common).images
 results["b"] = other("a red fox", image=picture, mask_image=mask, generator=seeded(), **common).images
 """,
+    "negative sizes alone": """
+other = AutoPipelineForImage2Image.from_pipe(pipe)
+other.set_progress_bar_config(disable=True)
+results["a"] = other("a red fox", image=picture, num_inference_steps=8, negative_original_size=(99, 88),
+                     crops_coords_top_left=(4, 8), generator=seeded()).images
+""",
     "a callback": """
 seen = []
 def look(pipe, i, t, tensors):
@@ -103,6 +109,21 @@ def test_a_learned_word_is_taught_to_each_text_encoder(folder):
     pipe.load_textual_inversion(torch.ones(1, 48), token="<x>", text_encoder=pipe.text_encoder_2,
                                 tokenizer=pipe.tokenizer_2)  # fmt: skip
     assert pipe.tokenizer("<x>").input_ids == pipe.tokenizer_2("<x>").input_ids == [49406, 49408, 49407]
+    pipe.load_textual_inversion(torch.ones(2, 32), token=["<s0>", "<s1>"])
+    assert pipe.tokenizer("<s0><s1>").input_ids == [49406, 49409, 49410, 49407]
+
+
+def test_in_float16_the_autoencoder_runs_in_float32_as_in_diffusers(folder):
+    pipe = compat.StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    with torch.no_grad():
+        pipe.vae.net.decoder.conv_in.weight *= 60000
+    pipe.set_progress_bar_config(disable=True)
+    drawn = pipe("a fox", num_inference_steps=1, width=64, height=64, output_type="pt").images
+    assert drawn.isfinite().all() and pipe.vae.dtype == torch.float16
+    pipe.upcast_vae()
+    other = compat.AutoPipelineForImage2Image.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    assert other("a fox", image=drawn, num_inference_steps=4).images[0].size == (64, 64)
 
 
 def test_what_is_missing_is_told(folder):

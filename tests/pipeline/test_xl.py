@@ -15,8 +15,12 @@ from safelight.checkpoint.load import load_parts
 from safelight.checkpoint.single import METADATA
 from safelight.diffusion.condition import Condition
 from safelight.pipeline.bundle import tasks_of
+from safelight.pipeline.developing import decode, encode
+from safelight.pipeline.recipes.redraw import skipped
 from safelight.pipeline.seeing.attention import attention_maps
 from safelight.pipeline.seeing.measuring import guidance_pulls
+from safelight.pipeline.seeing.preview import previewer
+from safelight.text.mixing import blend_words, swap_word
 from small_xl import write_small_xl
 
 # As diffusers' Euler begins and walks with "leading" timesteps
@@ -153,6 +157,84 @@ def test_a_single_file_is_the_originals_and_draws_the_same(file, model, tmp_path
     assert (unet.transformer_layers_per_block, unet.addition_time_embed_dim) == (2, 8)  # the first level has none
     assert (first.config.hidden_size, second.config.hidden_size, second.config.projection_dim) == (32, 48, 24)
     assert list(plain.extra) == ["conditioner.embedders.1.model.logit_scale"]
+
+
+# What Stability's files say and diffusers does not write of itself (stable-diffusion-xl-base-1.0, and the inpainting
+# model of 2023, which kept what belongs to a training's averages)
+PUBLISHED = {"upcast_attention": None, "decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 37000,
+             "power": 0.6666666666666666, "update_after_step": 0, "use_ema_warmup": False}  # fmt: skip
+
+
+def test_configs_as_they_were_published(folder, model, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | PUBLISHED))
+    drawn = safelight.load(tmp_path / "model")
+    assert drawn.unet.config == model.unet.config
+
+
+def test_a_model_that_predicts_v_says_so_to_others(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    safelight.convert(tmp_path / "model", tmp_path / "v.safetensors")
+    tensors = load_file(tmp_path / "v.safetensors")
+    assert {"v_pred", "ztsnr"} <= tensors.keys()
+    wrong = {"modelspec.prediction_type": "epsilon", "global_step": "many"}  # as trainers leave it
+    save_file(tensors, tmp_path / "plain.safetensors", wrong)
+    found = load_parts(tmp_path / "plain.safetensors")
+    assert found.prediction_type == "v_prediction" and found.scheduler_config["rescale_betas_zero_snr"] is True
+
+
+def test_a_word_about_empty_prompts_survives_a_file(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    safelight.convert(tmp_path / "model", tmp_path / "x.safetensors")
+    safelight.convert(tmp_path / "x.safetensors", tmp_path / "back")
+    assert not safelight.load(tmp_path / "x.safetensors").force_zeros_for_empty_prompt
+    assert not safelight.load(tmp_path / "back").force_zeros_for_empty_prompt
+
+
+def test_a_variant_is_of_the_model_where_the_autoencoder_beside_it_has_none(folder, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    model = safelight.load(tmp_path / "half", variant="fp16", vae=folder / "vae")
+    assert model.autoencoder.config.scaling_factor == 0.13025
+
+
+def test_in_float16_what_overflows_is_done_again_in_float32(folder):
+    """As XL's published autoencoder does: here its first layers are scaled until they do."""
+    model = safelight.load(folder, dtype="float16")
+    with torch.no_grad():
+        model.autoencoder.encoder.conv_in.weight *= 60000
+        model.autoencoder.decoder.conv_in.weight *= 60000
+    picture = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not model.autoencoder.encode(picture).mode().isfinite().all()
+    latent = encode(model, picture)
+    assert latent.isfinite().all() and decode(model, latent).isfinite().all()
+    assert previewer(model)(latent)[0].size == (8, 8)
+
+
+@pytest.mark.parametrize("negative", ["", "a hat"])
+def test_the_ends_of_a_way_are_the_pictures_of_both_prompts(model, negative):
+    size = {"width": 128, "height": 96, "negative_prompt": negative}
+    way = safelight.morph(model, "a red fox", to_prompt="a hat", frames=3, seed=4, steps=3, **size)
+    first = safelight.text_to_image(model, "a red fox", seed=4, steps=3, **size)
+    assert psnr(way[0], first[0]) >= 60
+
+
+def test_clip_skip_of_other_programs_means_what_it_means_there(model):
+    assert skipped("AUTOMATIC1111 v1.10.1", 1, model) == 0 and skipped("ComfyUI", 1, model) == 0
+    assert skipped("ComfyUI", 2, model) == 1 and skipped("AUTOMATIC1111", 1, safelight.load("random")) == 1
+
+
+def test_words_are_not_swapped_in_two_tables(model):
+    with pytest.raises(safelight.SafelightError, match="two text encoders"):
+        blend_words(model.tokenizer, model.text_encoder, {"fox": 1.0})
+    with pytest.raises(safelight.SafelightError, match="two text encoders"):
+        swap_word(model.tokenizer, model.text_encoder, "a fox", "fox", torch.zeros(1, 32))
 
 
 def test_the_file_of_an_autoencoder_alone_has_the_scale_of_the_model_it_is_for(folder, model, tmp_path):

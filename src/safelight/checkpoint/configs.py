@@ -29,7 +29,7 @@ PIPELINES = {
     "StableDiffusionInpaintPipelineLegacy", "StableDiffusionDepth2ImgPipeline", "StableDiffusionPipelineSafe",
     "StableDiffusionInstructPix2PixPipeline", "StableDiffusionUpscalePipeline", "LDMPipeline", "LDMTextToImagePipeline",
     "LDMSuperResolutionPipeline", "LatentDiffusion", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline", "StableDiffusionXLInstructPix2PixPipeline",
 }  # fmt: skip
 UNETS = {"UNet2DConditionModel", "UNet2DModel"}
 AUTOENCODERS = {"AutoencoderKL", "VQModel"}

@@ -57,6 +57,7 @@ class Detected:
     classes: tuple[str, ...] = ()
     guidance_scale: float = Parts.guidance_scale
     text_encoder_2: Config | None = None
+    force_zeros_for_empty_prompt: bool = False
 
 
 def _told_by_shapes(config: UNetConfig) -> Config:
@@ -79,6 +80,10 @@ def detect(file: Tensors) -> Detected:
     kind = family(unet, has_text=dialect is not None)
     if unet["_class_name"] == "UNet2DModel" and unet["in_channels"] == 2 * unet["out_channels"] + 1:
         kind = LDM_INPAINT  # of models that were trained here, the files note another family
+    if kind.startswith("sdxl") and preset is None:  # of another depth, or seeing more
+        unet["sample_size"] = presets.SDXL.sample_size
+        if autoencoder is not None and autoencoder["scaling_factor"] == SD_SCALING_FACTOR:
+            autoencoder |= {"scaling_factor": presets.SDXL_AUTOENCODER.scaling_factor, "sample_size": 1024}
     return Detected(
         family=kind,
         unet=unet,
@@ -88,6 +93,7 @@ def detect(file: Tensors) -> Detected:
         text_encoder_2=text_encoder_2,
         text_dialect=dialect,
         conditioner=conditioner_config(shapes.under(layouts.COND_STAGE)),
+        force_zeros_for_empty_prompt=kind.startswith("sdxl"),
     )
 
 

@@ -94,8 +94,9 @@ def load_parts(
         raise InputError(f"revision={revision!r} is of a hub id, and {name} is here", remedy="leave it out")
     autoencoder, others = None, {}
     if vae is not None:
-        autoencoder = load_autoencoder(vae, variant=variant, local_files_only=local_files_only, **options)
-        others = autoencoder_weights(vae, variant=variant)
+        own = variant_of(vae, variant, local_files_only=local_files_only)
+        autoencoder = load_autoencoder(vae, variant=own, local_files_only=local_files_only, **options)
+        others = autoencoder_weights(vae, variant=own)
     if path.is_dir():
         if ema is not None:
             raise InputError("ema= chooses within a single file; a folder holds one set of weights",
@@ -135,6 +136,19 @@ def locate(
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     remedy = nearest(path.name, siblings) if siblings else "give a folder, a file, or a hub id such as owner/model"
     raise CheckpointError("no such file or folder", path=path, remedy=remedy)
+
+
+def variant_of(name: str | Path, variant: str | None, **options: Any) -> str | None:
+    """The variant, where an autoencoder that is given beside a model has such weights; else None, its only ones."""
+    if variant is None:
+        return None
+    try:
+        path = locate(name, variant=variant, **options)
+        if path.is_dir():
+            open_weights(_inner(path, "vae" if (path / "vae").is_dir() else "vqvae"), variant)
+    except CheckpointError:
+        return None
+    return variant
 
 
 def scale_for(autoencoder: Autoencoder, family: str) -> None:

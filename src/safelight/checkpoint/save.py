@@ -210,7 +210,15 @@ def single_file_tensors(parts: Parts) -> dict[str, Outgoing]:
             prefix = layouts.CLIP if dialect == "clip" else layouts.CLIP_1
             positions = torch.arange(network.config.max_position_embeddings)[None]
             tensors |= outgoing({f"{prefix}text_model.embeddings.position_ids": positions})
+    if parts.family.startswith("sdxl"):  # which other programs take to predict noise unless it is marked
+        tensors |= outgoing({key: torch.empty(0) for key in marks(parts)})
     return tensors | outgoing({key: tensor for key, tensor in parts.extra.items() if key not in tensors})
+
+
+def marks(parts: Parts) -> list[str]:
+    """The empty tensors by which files say what they predict, and that their last step is pure noise."""
+    predicts_v = [layouts.V_PREDICTION] if parts.prediction_type == "v_prediction" else []
+    return predicts_v + ([layouts.ZERO_TERMINAL_SNR] if parts.scheduler_config.get("rescale_betas_zero_snr") else [])
 
 
 def text_dialect(parts: Parts) -> str | None:
@@ -244,6 +252,7 @@ def metadata(parts: Parts) -> dict[str, str]:
         conditioner=None if parts.conditioner is None else config_of(parts.conditioner),
         classes=parts.classes,
         guidance_scale=parts.guidance_scale,
+        force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
     )
     kind = {"epsilon": "epsilon", "v_prediction": "v"}.get(parts.prediction_type, parts.prediction_type)
     notes = {METADATA: json.dumps(asdict(found), sort_keys=True), "modelspec.prediction_type": kind}

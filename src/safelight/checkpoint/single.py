@@ -41,7 +41,8 @@ from safelight.text.tokenizer import Tokenizer
 
 METADATA = "safelight"  # the entry of a safetensors file's metadata in which `save` keeps the configs
 TOKENIZER = f"{METADATA}.tokenizer"  # and that for a tokenizer which is not CLIP's: the files of its folder
-MODELSPEC = {"v": "v_prediction"}  # ModelSpec's words that are not diffusers'
+# ModelSpec's words, and those that files have
+MODELSPEC = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 OPENCLIP_PAD = "!"  # token 0: open_clip fills up with zeros
 
 
@@ -65,12 +66,12 @@ def load_single(path: Path, *, ema: bool | None, autoencoder: Autoencoder | None
         conditioner=conditioner.fill(**options) if conditioner else None,
         classes=found.classes,
         guidance_scale=found.guidance_scale,
-        force_zeros_for_empty_prompt=found.family.startswith("sdxl"),
+        force_zeros_for_empty_prompt=found.force_zeros_for_empty_prompt,
         scheduler_config=scheduler_config(whole, found),
         low_res_scheduler_config=LOW_RES_SCHEDULER if found.family == "sd2-upscale" else {},
         family=found.family,
         source=str(path),
-        global_step=int(whole.metadata["global_step"]) if "global_step" in whole.metadata else None,
+        global_step=int(step) if (step := whole.metadata.get("global_step", "")).isdecimal() else None,
         extra=extra,
         weights={path.name: path},
     )
@@ -89,6 +90,7 @@ def remembered(file: Tensors) -> Detected | None:
         # What notes did not know at first
         later: dict[str, Any] = {
             "conditioner": None, "classes": [], "guidance_scale": Parts.guidance_scale, "text_encoder_2": None,
+            "force_zeros_for_empty_prompt": False,
         }  # fmt: skip
         found = Detected(**{field.name: frozen({**later, **note}[field.name]) for field in fields(Detected)})
         if not isinstance(found.family, str) or found.text_dialect not in (None, "clip", "openclip", "pair"):
@@ -262,12 +264,12 @@ def scheduler_config(file: Tensors, found: Detected) -> dict[str, Any]:
     """diffusers' scheduler config for a single file: noted, or of its kind, with the file's own betas where it has
     them."""
     config = dict(found.scheduler or default_scheduler(found.family))
+    if (said := file.metadata.get("modelspec.prediction_type")) in MODELSPEC:  # words of others say nothing
+        config["prediction_type"] = MODELSPEC[said]
     if layouts.V_PREDICTION in file:
         config["prediction_type"] = "v_prediction"
     if layouts.ZERO_TERMINAL_SNR in file:
         config["rescale_betas_zero_snr"] = True
-    if said := file.metadata.get("modelspec.prediction_type"):
-        config["prediction_type"] = MODELSPEC.get(said, said)
     if "betas" in file:
         betas = file["betas"].double()
         start, end = round(float(betas[0]), 8), round(float(betas[-1]), 8)

@@ -7,6 +7,7 @@ What W was is kept, and comes back bit for bit.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,7 +99,12 @@ class Adapted(DiffusionPipeline):
             raise InputError(f"an adapter {name!r} is there already", remedy="give another adapter_name")
         networks = self._networks()
         additions = read_lora(file, networks)
-        self._teach(bundled_words(file), self.tokenizer, self.text_encoder)
+        words, pair = bundled_words(file), getattr(self, "text_encoder_2", None) is not None
+        self._teach([replace(word, vectors_2=None) if pair else word for word in words], self.tokenizer,
+                    self.text_encoder)  # fmt: skip
+        second = [TextualInversion(word.token, word.vectors_2) for word in words if word.vectors_2 is not None]
+        if pair:
+            self._teach(second, self.tokenizer_2, self.text_encoder_2)  # type: ignore[attr-defined]
         for part, network in networks.items():
             if own := tuple(one for one in additions if one.network == part):
                 Loras.of(network).known[name] = own
@@ -223,6 +229,8 @@ class Adapted(DiffusionPipeline):
             pretrained_model_name_or_path, str
         )
         sources = list(pretrained_model_name_or_path) if several else [pretrained_model_name_or_path]
+        if len(sources) == 1 and isinstance(sources[0], Tensor) and not isinstance(token, str | None):
+            sources = list(sources[0].reshape(-1, sources[0].shape[-1]))  # a row each
         tokens = [token] * len(sources) if token is None or isinstance(token, str) else list(token)
         if len(tokens) != len(sources):
             raise InputError(f"{len(tokens)} tokens for {len(sources)} learned words", remedy="give one for each")

@@ -259,12 +259,13 @@ class Denoising(Prompted):
 
     def _encode_image(self, image: Tensor, generator: Generators) -> Tensor:
         """Sample scaled latents of pictures (B, 3, H, W): one draw for all, or one for each of a list of generators."""
+        seen = image.to(self.vae.dtype)
         if isinstance(generator, list):
-            pairs = zip(image.split(1), generator, strict=False)
+            pairs = zip(seen.split(1), generator, strict=False)
             latents = torch.cat([retrieve_latents(self.vae.encode(one), g) for one, g in pairs])
         else:
-            latents = retrieve_latents(self.vae.encode(image), generator)
-        return self.vae.config.scaling_factor * latents
+            latents = retrieve_latents(self.vae.encode(seen), generator)
+        return self.vae.config.scaling_factor * latents.to(image.dtype)
 
     def decode_latents(self, latents: Tensor) -> Any:
         """Decode scaled latents to arrays (B, H, W, 3) in [0, 1]."""
@@ -274,7 +275,8 @@ class Denoising(Prompted):
     def _output(self, latents: Tensor, output_type: str, return_dict: bool, generator: Generators) -> Any:
         if output_type == "latent":
             return self._wrapped(latents, return_dict)
-        picture = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[0]
+        raw = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        picture = self.vae.decode(raw, return_dict=False, generator=generator)[0]
         if not picture.isfinite().all():
             remedy = "decode in float32: pipe.vae.to(torch.float32), or load without torch_dtype"
             raise NonFiniteError("the decoded picture is not finite", remedy=remedy)

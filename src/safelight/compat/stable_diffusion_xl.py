@@ -4,6 +4,8 @@ They are Stable Diffusion's, but that two text encoders read the prompt, and tha
 and of sizes. Refining (`denoising_end`, `denoising_start`, an aesthetic score) is not here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from safelight.compat.denoising import Denoising, State
 from safelight.compat.prompting import negatives_of
+from safelight.compat.randomness import Generators
 from safelight.compat.stable_diffusion import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -53,6 +56,7 @@ class XL(Denoising):
     tokenizer_2: Any
     _callback_tensor_inputs = (*Denoising._callback_tensor_inputs, "add_text_embeds", "add_time_ids")
     _told = Told()
+    _negative_sizes_together = True  # negative sizes count where both are given
 
     def __init__(
         self,
@@ -171,12 +175,39 @@ class XL(Denoising):
         positive = (*(told.original_size or drawn), *told.crops_coords_top_left, *(told.target_size or drawn))
         rows = [positive] * state.batch
         if self.do_classifier_free_guidance:
-            negative = positive
-            if told.negative_original_size is not None and told.negative_target_size is not None:
-                crop = told.negative_crops_coords_top_left
-                negative = (*told.negative_original_size, *crop, *told.negative_target_size)
+            negative, both = positive, (told.negative_original_size, told.negative_target_size)
+            if all(both) or not self._negative_sizes_together:
+                original, target = both[0] or told.original_size or drawn, both[1] or told.target_size or drawn
+                together = self._negative_sizes_together  # else diffusers tells the positive one's crop
+                crop = told.negative_crops_coords_top_left if together else told.crops_coords_top_left
+                negative = (*original, *crop, *target)
             rows = [negative] * state.batch + rows
         return torch.tensor(rows, dtype=state.prompt_embeds.dtype, device=state.prompt_embeds.device)
+
+    # The autoencoder that was published overflows in float16, and says so: `force_upcast`
+
+    def upcast_vae(self) -> None:
+        """Let the autoencoder run in float32 from now on."""
+        self.vae.to(torch.float32)
+
+    @contextmanager
+    def _upcast(self) -> Iterator[None]:
+        if self.vae.dtype != torch.float16 or not self.vae.config.force_upcast:
+            yield
+            return
+        self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            self.vae.to(torch.float16)
+
+    def _encode_image(self, image: Tensor, generator: Generators) -> Tensor:
+        with self._upcast():
+            return super()._encode_image(image, generator)
+
+    def _output(self, latents: Tensor, output_type: str, return_dict: bool, generator: Generators) -> Any:
+        with self._upcast():
+            return super()._output(latents, output_type, return_dict, generator)
 
 
 class StableDiffusionXLPipeline(XL, StableDiffusionPipeline):
@@ -185,6 +216,8 @@ class StableDiffusionXLPipeline(XL, StableDiffusionPipeline):
 
 class StableDiffusionXLImg2ImgPipeline(XL, StableDiffusionImg2ImgPipeline):
     """Image to image; `strength` is 0.3 where none is said."""
+
+    _negative_sizes_together = False
 
     def __call__(self, *args: Any, strength: float = 0.3, **options: Any) -> Any:
         """As `StableDiffusionXLPipeline`, from `image`."""
@@ -195,6 +228,7 @@ class StableDiffusionXLInpaintPipeline(XL, StableDiffusionInpaintPipeline):
     """Inpainting; where none is said, `strength` is 0.9999 and `guidance_scale` 7.5."""
 
     _callback_tensor_inputs = (*XL._callback_tensor_inputs, "mask", "masked_image_latents")
+    _negative_sizes_together = False
 
     def __call__(self, *args: Any, strength: float = 0.9999, guidance_scale: float = 7.5, **options: Any) -> Any:
         """As `StableDiffusionXLPipeline`, of `image` where `mask_image` is white."""

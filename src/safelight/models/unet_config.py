@@ -186,6 +186,8 @@ class UNetConfig:
         for key in ("down_block_types", "up_block_types"):
             if key in read:
                 read[key] = _modern(read[key])
+        if read.get("upcast_attention", False) is None:  # as Stable Diffusion XL's file says
+            del read["upcast_attention"]
         if "cross_attention_dim" in read:
             read["cross_attention_dim"] = _common("cross_attention_dim", read["cross_attention_dim"])
         result = cls(**(_PLAIN_DEFAULTS | read if name == "UNet2DModel" else read))
@@ -342,6 +344,8 @@ _IDLE = {
     "addition_embed_type_num_heads",
     "mid_block_only_cross_attention",
     "num_train_timesteps",
+    # of a training's average of weights, which some files have kept
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
 }
 
 

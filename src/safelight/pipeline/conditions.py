@@ -102,8 +102,8 @@ def _object(model: LatentDiffusion, given: Any) -> tuple[int, Box]:
     return class_number(model, label), box
 
 
-def null_condition(model: LatentDiffusion) -> Condition:
-    """What says nothing to a model, whatever it is steered by."""
+def null_condition(model: LatentDiffusion, size: Sequence[int] | None = None) -> Condition:
+    """What says nothing to a model, whatever it is steered by, of a picture of the latent's (h, w)."""
     if model.steered_by == "layout":
         return null_layout(model)
     if model.steered_by == "class":
@@ -111,7 +111,7 @@ def null_condition(model: LatentDiffusion) -> Condition:
         if nothing is None:
             raise InputError("this model has learned no picture without a class", remedy="use `class_to_image`")
         return nothing
-    return model.condition([""])
+    return model.condition([""], size=size)
 
 
 def load_map(class_map: Any) -> Tensor:

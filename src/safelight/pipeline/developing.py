@@ -234,9 +234,18 @@ def _in_turn(edits: Sequence[Edit]) -> Edit | None:
 
 
 def encode(model: LatentDiffusion, picture: Tensor, tile: str = "auto") -> Tensor:
-    """The latent (1, C, h, w), float32, of a picture (1, 3, H, W): the posterior's mode."""
+    """The latent (1, C, h, w), float32, of a picture (1, 3, H, W): the posterior's mode.
+
+    If it is not finite, encode again in float32, as `decode` does. Raises NonFiniteError.
+    """
+    network, side = model.autoencoder, _tile(picture.shape[-2:], tile)
     with torch.no_grad():
-        return model.autoencoder.encode(picture.to(model.device), tile=_tile(picture.shape[-2:], tile)).mode()
+        latent = network.encode(picture.to(model.device), tile=side).mode()
+        if not latent.isfinite().all() and network.dtype != torch.float32:
+            latent = deepcopy(network).float().encode(picture.to(model.device), tile=side).mode()
+    if not latent.isfinite().all():
+        raise NonFiniteError("the encoder gave NaN or infinity, in float32 too", remedy="check the VAE's weights")
+    return latent
 
 
 def printed(model: LatentDiffusion, latents: Tensor, tile: str) -> tuple[Image.Image, ...]:

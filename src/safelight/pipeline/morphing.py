@@ -128,9 +128,10 @@ def _walked(model: "LatentDiffusion", values: dict[str, Any]) -> "Pictures":
     ends = [
         _end(values[words], settings, values[seed]) for words, seed in (("prompt", "seed"), ("to_prompt", "to_seed"))
     ]
-    pairs = between(model, ends, shares, values["curve"], settings)
+    size = model.latent_size(values["width"], values["height"])
+    pairs = between(model, ends, shares, values["curve"], settings, size)
     grid, kind = model.grid(values["grid"], values["steps"], **(values["grid_options"] or {})), find(values["sampler"])
-    shape = (model.autoencoder.config.embed_dim, *model.latent_size(values["width"], values["height"]))
+    shape = (model.autoencoder.config.embed_dim, *size)
     source = noise_source(model, settings)
     origins = [Origin(values[name], values["subseed"], values["batch_index"]) for name in ("seed", "to_seed")]
     finished = []
@@ -179,22 +180,27 @@ def _end(prompt: Any, settings: Settings, seed: int) -> tuple[str, str]:
 
 
 def between(
-    model: "LatentDiffusion", ends: Sequence[tuple[str, str]], shares: Sequence[float], curve: Curve, settings: Settings
-) -> "list[Pair]":
+    model: "LatentDiffusion", ends: Sequence[tuple[str, str]], shares: Sequence[float], curve: Curve,
+    settings: Settings, size: Sequence[int] | None = None,
+) -> "list[Pair]":  # fmt: skip
     """What steers each frame: at every step the mixture of what both prompts say there, and of both negative prompts.
 
     ends: two prompts with their negative prompts. All four are encoded to one length.
     """
-    from safelight.pipeline.steering import encoded, plan
+    from safelight.pipeline.steering import Steering, encoded, plan
 
     plans = [plan(end[0], settings) for end in ends] + [plan(end[1], settings, composable=False) for end in ends]
     if any(len(one.tracks) > 1 or one.tracks[0].weight != 1 for one in plans):
         raise InputError("prompts of several branches (AND) cannot be mixed", remedy="leave AND out of both")
-    whole = encoded(model, plans, settings)
+    whole = encoded(model, plans, settings, size)
     if whole.condition.context is None:  # a model without text: only the seed changes
         return [(whole.pick([0]), None)] * len(shares)
-    alone = settings["guidance_scale"] == 1
-    return [(_mixed(whole, (0, 1), t, curve), None if alone else _mixed(whole, (2, 3), t, curve)) for t in shares]
+    positive = [_mixed(whole, (0, 1), t, curve) for t in shares]
+    if settings["guidance_scale"] == 1:
+        return [(one, None) for one in positive]
+    if model.force_zeros_for_empty_prompt and not any(negative.strip() for _, negative in ends):
+        return [(one, Steering.of(model.silence(one.condition))) for one in positive]
+    return [(one, _mixed(whole, (2, 3), t, curve)) for one, t in zip(positive, shares, strict=True)]
 
 
 def _mixed(whole: "Steering", ends: tuple[int, int], t: float, curve: Curve) -> "Steering":

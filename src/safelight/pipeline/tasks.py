@@ -270,7 +270,8 @@ def unconditional(
     from safelight.pipeline.developing import develop
 
     settings = settings | {"guidance_scale": 1.0}
-    return develop(model, null_condition(model), settings, size=model.latent_size(width, height))
+    size = model.latent_size(width, height)
+    return develop(model, null_condition(model, size), settings, size=size)
 
 
 @task

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safelight.errors import InputError, nearest
 from safelight.models.clip import TextEncoder
+from safelight.models.text_pair import TextEncoderPair
 from safelight.text.prompt import prompt_ids
 from safelight.text.tokenizer import Tokenizer
 
@@ -102,11 +103,18 @@ def _check_alike(a: Tensor, b: Tensor) -> None:
 
 def word_vectors(tokenizer: Tokenizer, text_encoder: TextEncoder, word: str) -> Tensor:
     """The rows (n, D) of the token table that a word's n tokens look up."""
+    _check_single(text_encoder)
     ids = tokenizer.encode(word)
     if not ids:
         raise InputError(f"{word!r} has no tokens", remedy="give a word")
     device = text_encoder.device
     return text_encoder.embed(torch.tensor([ids], device=device))[0]
+
+
+def _check_single(text_encoder: object) -> None:
+    if isinstance(text_encoder, TextEncoderPair):
+        what = "words are swapped and blended in one token table, and this model has two text encoders"
+        raise InputError(what, remedy="mix what they say: `mix`, `interpolate`")
 
 
 def blend_words(tokenizer: Tokenizer, text_encoder: TextEncoder, shares: Mapping[str, float]) -> Tensor:
@@ -124,6 +132,7 @@ def swap_word(tokenizer: Tokenizer, text_encoder: TextEncoder, text: str, word: 
     `vectors` is another word, or (n, D) with n the word's number of tokens, or (D,) for each of them. What follows is
     `encode_embeddings`. Raises InputError if the text has no such word, or the numbers of tokens differ.
     """
+    _check_single(text_encoder)
     device = text_encoder.device
     ids = prompt_ids(tokenizer, text).to(device)
     sought = tokenizer.encode(word)

@@ -65,12 +65,14 @@ def test_pictures_to_pictures_and_masks(ask):
     assert "init_images" not in told["parameters"]
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 20, 64))
-    status, told = ask("/sdapi/v1/img2img", body | {"mask": sent(mask), "mask_blur": 0})
+    status, told = ask("/sdapi/v1/img2img", body | {"mask": sent(mask), "mask_blur": 0, "inpaint_full_res": False})
     assert status == 200, told
     kept = (32, 0, 64, 64)
     assert np.array_equal(np.asarray(opened(told["images"][0]).crop(kept)), np.asarray(picture.crop(kept)))
-    part = body | {"mask": "data:image/png;base64," + sent(mask), "inpaint_full_res": True}
-    assert ask("/sdapi/v1/img2img", part | {"inpaint_full_res_padding": 8})[0] == 200
+    part = body | {"mask": "data:image/png;base64," + sent(mask.resize((32, 32))), "inpaint_full_res_padding": 8}
+    assert ask("/sdapi/v1/img2img", part)[0] == 200
+    larger = body | {"mask": sent(mask), "inpaint_full_res": False, "width": 96, "height": "80"}
+    assert opened(ask("/sdapi/v1/img2img", larger)[1]["images"][0]).size == (96, 80)
 
 
 WRONG = {
@@ -84,6 +86,9 @@ WRONG = {
     "faces": ({"restore_faces": True}, "face restoration"),
     "many": ({"batch_size": 20, "n_iter": 20}, "400|20 times"),
     "a model": ({"override_settings": {"sd_model_checkpoint": "other"}}, "other"),
+    "settings": ({"override_settings": "abc"}, "override_settings"),
+    "a huge seed": ({"seed": 10**400}, "seed"),
+    "a source of noise": ({"override_settings": {"randn_source": [1]}}, "randn_source"),
     "a LoRA": ({"prompt": "<lora:ink:1>"}, "ink"),
 }
 
@@ -106,6 +111,10 @@ def test_what_a_picture_lacks_is_told(ask):
 def test_settings_and_lists(ask):
     assert ask("/sdapi/v1/options")[1]["sd_model_checkpoint"] == "random"
     assert ask("/sdapi/v1/options", {"sd_model_checkpoint": "nobody"})[0] == 422
+    assert ask("/sdapi/v1/options", {"CLIP_stop_at_last_layers": "x"})[0] == 422
+    body = {"prompt": "a fox", **QUICK, "steps": "3", "eta": 1.0, "s_noise": 1, "sampler_name": "DPM++ 2M"}
+    own = {"sd_model_checkpoint": None, "CLIP_stop_at_last_layers": 2.0, "randn_source": "CPU"}
+    assert ask("/sdapi/v1/txt2img", body | {"override_settings": own})[0] == 200
     assert ask("/sdapi/v1/options", {"sd_model_checkpoint": "random [abc]", "CLIP_stop_at_last_layers": 2})[0] == 200
     try:
         info = json.loads(ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK})[1]["info"])

@@ -8,7 +8,8 @@
 
 A request is read as the text that A1111 would have written into its picture (pipeline/recipes/infotext.py), so that
 sampler, schedule, noise, seeds and weights are A1111's. What is asked for and is not here (hires fix, scripts, face
-restoration, tiling) is refused by its name; fields that mean nothing here are passed over, as A1111 does.
+restoration, tiling) is refused by its name; fields that mean nothing here are passed over, as A1111 does, and so is
+`inpainting_fill`: what is masked is drawn from what was there.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,17 +39,19 @@ from safelight.pipeline.tasks import TASKS
 LOOK_EVERY = 0.05  # seconds
 VERSION = "v1.10.1"  # whose rules are followed
 STEPS, SCALE, STRENGTH = 50, 7.0, 0.75  # what A1111 takes where nothing is said; sizes are then the model's own
-MOST = 64  # pictures of one request
+MOST, MOST_SIDE = 64, 8192  # pictures of one request, and their pixels a side
+LARGEST = 2**63
 # Fields of a request -> fields of the text in A1111's pictures
 TEXT = {"sampler_name": "Sampler", "scheduler": "Schedule type", "subseed": "Variation seed", "eta": "Eta",
         "subseed_strength": "Variation seed strength", "s_churn": "Sigma churn", "s_tmin": "Sigma tmin",
         "s_tmax": "Sigma tmax", "s_noise": "Sigma noise"}  # fmt: skip
 # and of its settings
-SETTINGS = {"eta_noise_seed_delta": "ENSD", "CLIP_stop_at_last_layers": "Clip skip", "emphasis": "Emphasis"}
-RANDN = {"CPU": "CPU", "NV": "NV", "GPU": "GPU"}
+SETTINGS = {"eta_noise_seed_delta": "ENSD", "emphasis": "Emphasis"}
+RANDN = ("CPU", "NV", "GPU")
 ABSENT = {"enable_hr": "hires fix: draw, then send the picture to img2img at a larger size",
           "restore_faces": "face restoration", "tiling": "tiling", "script_name": "scripts",
           "alwayson_scripts": "scripts", "refiner_checkpoint": "the refiner"}  # fmt: skip
+KNOWN = (*SETTINGS, "sd_model_checkpoint", "randn_source", "CLIP_stop_at_last_layers")
 OPTIONS = ("sampler_options", "grid_options")
 EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models",
          "prompt-styles")  # fmt: skip
@@ -68,14 +72,15 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
     async def drawn(request: Request, task: str, body: dict[str, Any]) -> JSONResponse:
         """Draw, and answer with the pictures, or with what was wrong."""
         try:
-            own = {**settings, **(body.get("override_settings") or {})}
+            own = {**settings, **overridden(body)}
             model = named(own["sd_model_checkpoint"], darkroom)
             wanted = asked(task, body, own)
             laid = {name: wanted.pop(name) for name in OPTIONS if name in wanted}  # for Python callers, and us
             keywords, shown = request_of(task, wanted, darkroom.gallery, fixed)
             keywords |= laid
+            fit(keywords, body)
             validate(TASKS[task], keywords)
-            job = Job(task, keywords, shown, model)
+            job = Job(task, keywords, shown, model, adapt=as_a1111)
             jobs.add(job)
         except InputError as error:
             return problem(422, error.what, error.remedy)
@@ -118,9 +123,10 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
 
     @app.post("/sdapi/v1/options")
     def set_options(body: Annotated[dict[str, Any], Body()]) -> Any:
-        known = {name: value for name, value in body.items() if name in (*SETTINGS, "sd_model_checkpoint")}
+        known = {name: value for name, value in body.items() if name in KNOWN and value is not None}
         try:
             named(known.get("sd_model_checkpoint", settings["sd_model_checkpoint"]), darkroom)
+            asked("text_to_image", {}, {**settings, **known})
         except InputError as error:
             return problem(422, error.what, error.remedy)
         settings.update(known)
@@ -184,8 +190,12 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
               "Sampler": body.get("sampler_index") or "Euler", "Schedule type": "Automatic"}  # fmt: skip
     fields |= {text: body[name] for name, text in TEXT.items() if body.get(name) not in (None, "", -1, 0)}
     fields |= {text: settings[name] for name, text in SETTINGS.items() if settings.get(name) is not None}
-    if settings.get("randn_source") in RANDN:
-        fields["RNG"] = RANDN[settings["randn_source"]]
+    if (layers := number(settings, "CLIP_stop_at_last_layers", None, whole=True)) is not None:
+        fields["Clip skip"] = layers
+    if (source := settings.get("randn_source")) is not None:
+        if source not in RANDN:
+            raise InputError(f"randn_source {str(source)[:40]!r}", remedy=f"use {', '.join(RANDN)}")
+        fields["RNG"] = source
     if (seed := number(body, "seed", -1, whole=True)) >= 0:
         fields["Seed"] = seed
     if not drawing:
@@ -196,11 +206,14 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
         raise InputError(f"sampler {fields['Sampler']!r} is unknown", remedy="see /sdapi/v1/samplers")
     if left := next((name for name in ("Schedule type", "Clip skip", "Emphasis", "RNG") if name in said.kept), None):
         raise InputError(f"{left} {said.kept[left]!r} is unknown", remedy="see /sdapi/v1/schedulers, or leave it out")
+    wanted = {name: value for name, value in said.request.items() if name != "eta"}
+    if "eta" in said.request and "eta" in SAMPLERS[said.request["sampler"]].options:  # it passes it over for others
+        wanted["eta"] = min(said.request["eta"], 1.0)
     size, each = (number(body, name, 1, whole=True) for name in ("batch_size", "n_iter"))
     if not 1 <= size * each <= MOST or size < 1:
         raise InputError(f"batch_size {size} times n_iter {each}", remedy=f"ask for 1 to {MOST} pictures")
     count = {"count": size * each, "batch_size": size} if size * each > 1 else {}
-    return {**said.request, **sides, **count, **({} if drawing else pictured(task, body))}
+    return {**wanted, **sides, **count, **({} if drawing else pictured(task, body))}
 
 
 def pictured(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,9 +228,40 @@ def pictured(task: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError("inpainting_mask_invert is not here", remedy="send the mask the other way round")
     if blur := number(body, "mask_blur", 4):
         found["mask_blur"] = blur
-    if body.get("inpaint_full_res"):
+    if body.get("inpaint_full_res", True):
         found["padding_mask_crop"] = number(body, "inpaint_full_res_padding", 0, whole=True)
     return found
+
+
+def fit(keywords: dict[str, Any], body: Mapping[str, Any]) -> None:
+    """Bring a mask to its picture's size, and where the whole picture is drawn, both to the size that is asked for."""
+    if "mask" not in keywords:
+        return
+    image = keywords["image"]
+    if "padding_mask_crop" not in keywords:
+        size = tuple(number(body, side, own, whole=True) or own
+                     for side, own in zip(("width", "height"), image.size, strict=True))  # fmt: skip
+        if not all(8 <= side <= MOST_SIDE for side in size):
+            raise InputError(f"a picture of {size[0]}x{size[1]}", remedy=f"ask for 8 to {MOST_SIDE} pixels a side")
+        keywords["image"] = image = image.resize(size) if image.size != size else image
+    if keywords["mask"].size != image.size:
+        keywords["mask"] = keywords["mask"].resize(image.size)
+
+
+def as_a1111(request: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The request as A1111 means it for this model: "clip skip" counts differ with Stable Diffusion XL."""
+    from safelight.pipeline.recipes.redraw import skipped
+
+    layers = request.get("clip_skip")
+    return {**request, "clip_skip": skipped("AUTOMATIC1111", layers, model)} if layers else request
+
+
+def overridden(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's own settings. Raises InputError."""
+    own = body.get("override_settings") or {}
+    if not isinstance(own, dict):
+        raise InputError("override_settings is no object", remedy='such as {"sd_model_checkpoint": "model"}')
+    return {name: value for name, value in own.items() if value is not None}
 
 
 def number(body: Mapping[str, Any], name: str, default: Any, *, whole: bool = False) -> Any:
@@ -225,6 +269,11 @@ def number(body: Mapping[str, Any], name: str, default: Any, *, whole: bool = Fa
     value = body.get(name)
     if value is None:
         return default
+    if isinstance(value, str):  # as A1111 takes them
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{name} is too large", remedy="give a smaller number")
     fits = not isinstance(value, bool) and isinstance(value, int | float) and isfinite(value)
     if not fits or (whole and value != int(value)):
         kind = "whole number" if whole else "number"

@@ -70,6 +70,7 @@ class Darkroom:
         """Draw a job, and return the names of its files. Whatever goes wrong is raised."""
         request, loras = self._loras(job.request)
         model = self._model(self.known(job.model), loras, job)
+        request = job.adapt(request, model)
         watch = Watching(job, model, self.changed)
         watch.tell("beginning")
         pictures = TASKS[job.task](model, watch=watch, **request)

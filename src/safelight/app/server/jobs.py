@@ -40,6 +40,7 @@ class Job:
         previews: small pictures of what is coming, as JPEG in data URLs, one for each picture of the batch.
         pictures: names of files in the gallery, once it is done.
         error: what went wrong and what to do, if it failed.
+        adapt: settles the request when the model is known, for programs that go by it.
         times: when it was asked for, begun and ended, in seconds since 1970.
     """
 
@@ -47,6 +48,7 @@ class Job:
     request: dict[str, Any]
     asked: dict[str, Any]
     model: str | None = None
+    adapt: Callable[[dict[str, Any], Any], dict[str, Any]] = lambda request, model: request
     id: str = field(default_factory=lambda: token_hex(8))
     state: State = "waiting"
     share: float = 0.0

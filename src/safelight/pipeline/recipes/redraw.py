@@ -10,6 +10,7 @@ from PIL import Image
 
 from safelight.checkpoint.load import DEFAULT
 from safelight.errors import InputError, MissingPartError
+from safelight.models.text_pair import TextEncoderPair
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.fields import parameters, validate
 from safelight.pipeline.loading import load
@@ -117,11 +118,23 @@ def redraw(
     request = dict(reading.request) | given
     count, place = recipe.batch if recipe is not None and seed is None else (1, 0)
     request |= {"seed": seed} if seed is not None else {}
+    if recipe is None and request.get("clip_skip"):
+        request["clip_skip"] = skipped(reading.program, request["clip_skip"], model)
     batch = _batch(request, count, place) if 0 <= place < count <= 1024 else None
     task = TASKS[reading.task]
     drawn = task(model, watch=watch, **(request if batch is None else request | batch))
     one = _single(drawn, 0 if batch is None else place)
     return Redrawn(one, _remarks(reading, model, given))
+
+
+def skipped(program: str, clip_skip: int, model: LatentDiffusion) -> int:
+    """The layers that a program's "clip skip" means for a model, of which it counted for Stable Diffusion 1.
+
+    With Stable Diffusion XL A1111 passes it over, and in ComfyUI the penultimate layer, ours, is called -2.
+    """
+    if not isinstance(model.text_encoder, TextEncoderPair):
+        return clip_skip
+    return 0 if program.startswith("AUTOMATIC1111") else max(clip_skip - 1, 0)
 
 
 def _batch(request: dict[str, Any], count: int, place: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ to see what is coming. It makes one pixel of a preview from one of the latent, s
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safelight.checkpoint.load import load_autoencoder
 from safelight.checkpoint.writing import write_json
 from safelight.errors import CheckpointError
 from safelight.models.autoencoder import Autoencoder
-from safelight.models.autoencoder_config import SD_SCALING_FACTOR
+from safelight.models.presets import SD_AUTOENCODER, SDXL_AUTOENCODER
 from safelight.pipeline.bundle import LatentDiffusion
 from safelight.pipeline.pictures import to_pil
 
@@ -31,6 +32,15 @@ STABLE_DIFFUSION: Table = (
     (-0.184, -0.271, -0.473),
     (0.0, 0.0, 0.0),
 )
+# Stable Diffusion XL, as ComfyUI has it (comfy/latent_formats.py)
+STABLE_DIFFUSION_XL: Table = (
+    (0.3651, 0.4232, 0.4341),
+    (-0.2533, -0.0042, 0.1068),
+    (0.1076, 0.1111, -0.0362),
+    (-0.3165, -0.2492, -0.2188),
+    (0.1084, -0.0175, -0.0011),
+)
+KNOWN = {SD_AUTOENCODER.scaling_factor: STABLE_DIFFUSION, SDXL_AUTOENCODER.scaling_factor: STABLE_DIFFUSION_XL}
 
 
 def latent_rgb(autoencoder: Autoencoder) -> Table:
@@ -38,8 +48,8 @@ def latent_rgb(autoencoder: Autoencoder) -> Table:
     config = autoencoder.config
     if config.latent_rgb is not None:
         return config.latent_rgb
-    if config.scaling_factor == SD_SCALING_FACTOR and config.block_out_channels == (128, 256, 512, 512):
-        return STABLE_DIFFUSION
+    if config.scaling_factor in KNOWN and config.block_out_channels == SD_AUTOENCODER.block_out_channels:
+        return KNOWN[config.scaling_factor]
     return fit_latent_rgb(autoencoder)
 
 
@@ -48,7 +58,10 @@ def fit_latent_rgb(autoencoder: Autoencoder, pictures: Tensor | None = None) -> 
     """Fit the table by least squares: to decoded latents, each pixel of a latent beside the mean colour of its patch.
 
     pictures: (B, 3, H, W) in [-1, 1], whose latents to fit to; by default smooth random ones, which need no data.
+    In float16 some autoencoders overflow: it is fitted in float32.
     """
+    if autoencoder.dtype == torch.float16:
+        autoencoder = deepcopy(autoencoder).float()
     factor, weight = autoencoder.config.factor, autoencoder.decoder.conv_in.weight
     pictures = smooth_pictures(8, 16 * factor) if pictures is None else pictures
     latent = autoencoder.encode(pictures.to(weight.device)).mode()
