@@ -77,7 +77,6 @@ def arguments(description: str, *, channels: int, meaning: str) -> argparse.Name
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model or an autoencoder: a folder, a file, a hub id")
     parser.add_argument("pictures", type=Path, help="the collection")
-    parser.add_argument("--vae", help="an autoencoder to take in place of the model's own")
     parser.add_argument("--run", type=Path, required=True, help="folder for all that is made")
     parser.add_argument("--channels", type=int, default=channels, help=f"{meaning} ({channels})")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures, in pixels (128)")
@@ -92,7 +91,7 @@ def grow(asked: argparse.Namespace, begin: Callable[[Autoencoder, int, int, floa
     """Train from where the run stopped to its end, and say how it goes."""
     asked.run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    old = load_autoencoder(asked.vae or asked.model, dtype=torch.float32)
+    old = load_autoencoder(asked.model, dtype=torch.float32)
     growing = begin(old, asked.channels, asked.steps, asked.learning_rate)
     growing.go_on(asked.run)
     pictures = open_collection(asked.pictures)

@@ -30,7 +30,8 @@ def test_every_option_is_one_of_its_training(recipe):
         assert made.steps == options["steps"] and (made.size == 128 or stage.endswith("details"))
 
 
-def test_one_command_from_pictures_to_a_model(tmp_path):
+@pytest.mark.parametrize(("recipe", "channels"), [("cpu", 32), ("finer", 64)])
+def test_one_command_from_pictures_to_a_model(recipe, channels, tmp_path):
     folder = write_sprites(tmp_path / "pictures")
     (folder / "ATTRIBUTION.md").write_text("drawn by a test")
     (folder / "licenses").mkdir()
@@ -38,13 +39,13 @@ def test_one_command_from_pictures_to_a_model(tmp_path):
     shutil.make_archive(str(folder), "zip", folder)
     (tmp_path / "names.txt").write_text("# all\n" + "; ".join(COLORS))
     command = [sys.executable, default_model.__file__, tmp_path / "pictures.zip", "--run",
-               tmp_path / "run", "--steps", 1, "--concepts", tmp_path / "names.txt"]  # fmt: skip
+               tmp_path / "run", "--recipe", recipe, "--steps", 1, "--concepts", tmp_path / "names.txt"]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = tmp_path / "run" / "default"
     assert (made / "ATTRIBUTION.md").read_text() == "drawn by a test" and (made / "licenses" / "MIT.txt").is_file()
     model = safelight.load(made)
     autoencoder = model.autoencoder.config
-    assert autoencoder.latent_channels == 64 and autoencoder.block_out_channels == (16, 32, 64, 128, 256)
+    assert autoencoder.latent_channels == channels and autoencoder.block_out_channels == (16, 32, 64, 128, 256)
     pictures = safelight.text_to_image(model, "a red disc", steps=1, seed=1)
     assert pictures[0].size == (128, 128)
