@@ -185,7 +185,7 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
                              f"leave {field} out")  # fmt: skip
     drawing = task == "text_to_image"
     sides = {side: number(body, side, None, whole=True) for side in ("width", "height") if body.get(side)}
-    sides = {} if task == "inpaint" else sides  # what is repainted stays as large as it is
+    sides = {} if task == "inpaint" else sides  # whose picture `fit` brings to that size
     fields = {"Steps": number(body, "steps", STEPS, whole=True), "CFG scale": number(body, "cfg_scale", SCALE),
               "Sampler": body.get("sampler_index") or "Euler", "Schedule type": "Automatic"}  # fmt: skip
     fields |= {text: body[name] for name, text in TEXT.items() if body.get(name) not in (None, "", -1, 0)}
