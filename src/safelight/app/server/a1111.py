@@ -12,7 +12,6 @@ restoration, tiling) is refused by its name; fields that mean nothing here are p
 `inpainting_fill`: what is masked is drawn from what was there.
 """
 
-import asyncio
 import base64
 import json
 import tempfile
@@ -28,7 +27,7 @@ from fastapi.responses import JSONResponse
 from safelight.app.server.darkroom import Darkroom
 from safelight.app.server.forms import decoded, request_of
 from safelight.app.server.gallery import infotext_of
-from safelight.app.server.jobs import ENDS, Job, Jobs, QueueFullError
+from safelight.app.server.jobs import Job, Jobs, QueueFullError
 from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.errors import InputError
@@ -36,7 +35,6 @@ from safelight.pipeline.fields import validate
 from safelight.pipeline.recipes.infotext import of_fields
 from safelight.pipeline.tasks import TASKS
 
-LOOK_EVERY = 0.05  # seconds
 VERSION = "v1.10.1"  # whose rules are followed
 STEPS, SCALE, STRENGTH = 50, 7.0, 0.75  # what A1111 takes where nothing is said; sizes are then the model's own
 MOST, MOST_SIDE = 64, 8192  # pictures of one request, and their pixels a side
@@ -60,6 +58,16 @@ EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-r
 def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any]) -> None:
     """Add all routes to the server."""
     settings: dict[str, Any] = {"sd_model_checkpoint": Path(darkroom.models[0]).name}
+    add_drawing(app, jobs, darkroom, fixed, settings)
+    add_progress(app, jobs)
+    add_settings(app, darkroom, settings)
+    add_lists(app, darkroom)
+
+
+def add_drawing(
+    app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Add the two routes that draw."""
 
     @app.post("/sdapi/v1/txt2img")
     async def txt2img(request: Request, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
@@ -86,10 +94,7 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
             return problem(422, error.what, error.remedy)
         except QueueFullError as error:
             return problem(503, error.what, error.remedy)
-        while job.state not in ENDS:
-            await asyncio.sleep(LOOK_EVERY)
-            if await request.is_disconnected():
-                jobs.stop(job.id)
+        await jobs.ended(job, request.is_disconnected)
         if job.state != "done":
             told = job.error or {"what": "the drawing was interrupted", "remedy": "ask again"}
             return problem(500, told["what"], told["remedy"])
@@ -97,6 +102,10 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
         images = [base64.b64encode(file.read_bytes()).decode() for file in files]
         echo = {name: value for name, value in body.items() if name not in ("init_images", "mask")}
         return JSONResponse({"images": images, "parameters": echo, "info": json.dumps(about(files, shown, own))})
+
+
+def add_progress(app: FastAPI, jobs: Jobs) -> None:
+    """Add what tells how far the drawing is, and stops it."""
 
     @app.get("/sdapi/v1/progress")
     def progress() -> dict[str, Any]:
@@ -117,6 +126,10 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
                 jobs.stop(told["id"])
         return {}
 
+
+def add_settings(app: FastAPI, darkroom: Darkroom, settings: dict[str, Any]) -> None:
+    """Add what tells the settings, which count where a request has none of its own, and changes them."""
+
     @app.get("/sdapi/v1/options")
     def options() -> dict[str, Any]:
         return {"CLIP_stop_at_last_layers": 1, "samples_format": darkroom.format, **settings}
@@ -131,6 +144,10 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
             return problem(422, error.what, error.remedy)
         settings.update(known)
         return None
+
+
+def add_lists(app: FastAPI, darkroom: Darkroom) -> None:
+    """Add what may be named, and how a picture was made that is sent."""
 
     @app.get("/sdapi/v1/sd-models")
     def models() -> list[dict[str, Any]]:

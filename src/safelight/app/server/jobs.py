@@ -1,11 +1,12 @@
 """The queue. One thread draws, so that a job takes no memory and no core from another; everyone else only looks."""
 
+import asyncio
 import base64
 import io
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
 from threading import Condition, Thread
@@ -20,6 +21,7 @@ ENDS = ("done", "failed", "stopped")
 MOST_WAITING = 64
 MOST_KEPT = 200  # jobs that have ended; their pictures stay in the folder
 PREVIEW_SIDE = 512
+LOOK_EVERY = 0.05  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -134,6 +136,13 @@ class Jobs:
                 job.stopping = True
                 self._changed()
         return job
+
+    async def ended(self, job: Job, gone: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until a job has ended; it is stopped once whoever asked for it is gone."""
+        while job.state not in ENDS:
+            await asyncio.sleep(LOOK_EVERY)
+            if await gone():
+                self.stop(job.id)
 
     def told(self, *, previews: bool = True) -> list[dict[str, Any]]:
         """All jobs in JSON, in the order in which they came."""

@@ -7,7 +7,6 @@ Steps, seed, sampler and all other fields of `text_to_image` stand beside OpenAI
 client), by the names that diffusers has for them too. OpenAI's fields that mean nothing here are passed over.
 """
 
-import asyncio
 import base64
 import io
 import time
@@ -20,7 +19,7 @@ from PIL import Image
 
 from safelight.app.server.darkroom import Darkroom
 from safelight.app.server.forms import fields, request_of
-from safelight.app.server.jobs import ENDS, Job, Jobs, QueueFullError
+from safelight.app.server.jobs import Job, Jobs, QueueFullError
 from safelight.errors import InputError
 from safelight.pipeline.fields import PEERS_WORDS
 
@@ -28,7 +27,6 @@ PASSED_OVER = {"quality", "style", "background", "moderation", "user", "output_c
 OWN = {"model", "n", "size", "response_format", "output_format", "stream", "partial_images"} | PASSED_OVER
 MOST = 10  # pictures of one request
 KINDS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-LOOK_EVERY = 0.05  # seconds
 
 
 def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any]) -> None:
@@ -52,10 +50,7 @@ def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str,
             return problem(400, f"{error.what}: {error.remedy}", "invalid_request_error")
         except QueueFullError as error:
             return problem(503, f"{error.what}: {error.remedy}", "server_error")
-        while job.state not in ENDS:
-            await asyncio.sleep(LOOK_EVERY)
-            if await request.is_disconnected():
-                jobs.stop(job.id)
+        await jobs.ended(job, request.is_disconnected)
         if job.state != "done":
             told = job.error or {"what": "the drawing was stopped", "remedy": "ask again"}
             return problem(500, f"{told['what']}: {told['remedy']}", "server_error")
