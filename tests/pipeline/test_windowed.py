@@ -1,11 +1,14 @@
 """Large pictures through windows: the tasks' option."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import safelight
 from safelight.errors import InputError
+from safelight.models.unet import UNet
 
 QUICK = {"steps": 3, "seed": 5, "guidance_scale": 3.0}
 
@@ -38,6 +41,9 @@ def test_a_picture_made_larger_in_windows_keeps_what_it_shows(model):
 def test_what_does_not_go_with_windows_is_told(model):
     with pytest.raises(InputError, match="feature_cache"):
         safelight.text_to_image(model, "a fox", window=64, fast=True)
+    upscaler = replace(model, unet=UNet(replace(model.unet.config, in_channels=7)))
+    with pytest.raises(InputError, match="sees more than the latent"):
+        safelight.upscale(upscaler, Image.new("RGB", (32, 32)), prompt="a fox", window=64, steps=1)
     with pytest.raises(InputError, match="not a multiple of 8"):
         safelight.text_to_image(model, "a fox", window=67)
     with pytest.raises(InputError, match="window=4"):

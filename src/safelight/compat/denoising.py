@@ -104,13 +104,17 @@ class Denoising(Prompted):
     ) -> None:
         if safety_checker is not None:
             explain("Safelight runs no safety checker: it marks or hides no picture.")
-        _bring_up_to_date(scheduler)
-        self.register_modules(
+        self._hold(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             safety_checker=safety_checker, feature_extractor=feature_extractor, image_encoder=image_encoder,
         )  # fmt: skip
         self.register_to_config(requires_safety_checker=requires_safety_checker)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def _hold(self, **parts: Any) -> None:
+        """Hold the parts, in the order that diffusers' pipeline of this kind names them."""
+        _bring_up_to_date(parts["scheduler"])
+        self.register_modules(**parts)
+        self.vae_scale_factor = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, do_convert_rgb=True)
 
     # What callbacks read and set

@@ -72,12 +72,12 @@ class XL(Denoising):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ) -> None:
-        super().__init__(vae, text_encoder, tokenizer, unet, scheduler, feature_extractor=feature_extractor,
-                         image_encoder=image_encoder)  # fmt: skip
-        del self.safety_checker  # type: ignore[attr-defined]
-        self._names = tuple(name for name in self._names if name != "safety_checker")
-        self._settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt}
-        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
+        self._hold(
+            vae=vae, text_encoder=text_encoder, text_encoder_2=text_encoder_2, tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2, unet=unet, scheduler=scheduler, image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )  # fmt: skip
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
 
     def __call__(self, prompt: Any = None, prompt_2: Any = None, *, guidance_scale: float = 5.0, **options: Any) -> Any:
         """Draw pictures: as Stable Diffusion's pipeline of this task, and with the keywords of `Told`."""

@@ -28,6 +28,7 @@ def windowed(denoise: Denoise, window: Sequence[int], *, overlap: float = 0.5) -
         raise InputError(what, remedy="give sides from 1 on, and an overlap from 0 to less than 1")
 
     def denoise_windows(x: Tensor, sigma: float) -> Tensor:
+        """The mean of what the windows that look at a place say of it."""
         h, w = (min(side, whole) for side, whole in zip(window, x.shape[-2:], strict=True))
         tops, lefts = starts(x.shape[-2], h, overlap), starts(x.shape[-1], w, overlap)
         if len(tops) == len(lefts) == 1:

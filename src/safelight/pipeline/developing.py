@@ -86,7 +86,7 @@ def develop(
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
     words, settings = worded(prompt, settings, first), shown(model, settings, (h, w))
-    seen = window_of(model, settings, concat) or (h, w)
+    seen = [min(pair) for pair in zip(window_of(model, settings) or (h, w), (h, w), strict=True)]
     encoded = [steer(model, *pair, settings, seen) for pair in words.pairs()]
     pairs = [encoded[row] for row in words.rows]
     kind = find(settings["sampler"])
@@ -165,21 +165,22 @@ def guide(
     acting = grid.sigmas[ceil(start * len(grid)) : ceil(end * len(grid))]  # of the whole grid, whatever the strength
     interval = (0.0 if end == 1 else acting[-1], inf if start == 0 else acting[0]) if acting else (inf, inf)
     denoise = steered(model, grid, positive, negative, settings, interval=interval, concat=concat)
-    if (window := window_of(model, settings, concat)) is not None:
+    if (window := window_of(model, settings)) is not None:
         denoise = windowed(denoise, window, overlap=settings["window_overlap"])
     return settings["wrap"](denoise) if settings["wrap"] is not None else denoise
 
 
-def window_of(model: LatentDiffusion, settings: Settings, concat: Tensor | None) -> tuple[int, int] | None:
+def window_of(model: LatentDiffusion, settings: Settings) -> tuple[int, int] | None:
     """The (h, w) in the latent of what the network sees at once; None for all.
 
     Raises InputError where it is also told of all of the picture, or keeps features of what it saw last.
     """
     if settings["window"] is None:
         return None
-    others = {"a mask or a picture beside the latent": concat is not None, "control_image": settings["control_image"],
+    others = {"a model that sees more than the latent": model.sees != "nothing",
+              "control_image": settings["control_image"] is not None,
               "feature_cache (also of fast)": settings["feature_cache"] > 1}  # fmt: skip
-    if other := next((name for name, there in others.items() if there is not None and there is not False), None):
+    if other := next((name for name, there in others.items() if there), None):
         raise InputError(f"window does not go with {other}", remedy="leave one of them out")
     return model.latent_size(settings["window"], settings["window"])
 

@@ -1,5 +1,7 @@
 """A real server on a port of this machine, with the untrained stand-in, and how to ask it."""
 
+import base64
+import io
 import json
 import time
 from threading import Thread
@@ -7,11 +9,24 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import uvicorn
+from PIL import Image
 
 from safelight.app.server.darkroom import Darkroom
 from safelight.app.server.gallery import Gallery
 from safelight.app.server.jobs import Jobs
 from safelight.app.server.routes import create_app
+
+
+def opened(text):
+    """A picture from base64."""
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def sent(image):
+    """A picture as PNG in base64."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 class Asked:

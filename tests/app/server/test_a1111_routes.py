@@ -1,7 +1,5 @@
 """AUTOMATIC1111's routes on a real server: asked as its clients ask, answered as it answers."""
 
-import base64
-import io
 import json
 import threading
 import time
@@ -10,7 +8,7 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Asked
+from serving import opened, sent
 
 import safelight
 from safelight.pipeline.recipes.infotext import read
@@ -18,27 +16,10 @@ from safelight.pipeline.recipes.infotext import read
 QUICK = {"steps": 3, "width": 64, "height": 64, "seed": 7, "cfg_scale": 5}
 
 
-@pytest.fixture(scope="module")
-def ask(tmp_path_factory):
-    server = Asked(tmp_path_factory.mktemp("pictures"))
-    yield server
-    server.stop()
-
-
-def opened(text):
-    return Image.open(io.BytesIO(base64.b64decode(text)))
-
-
-def sent(image):
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def test_words_to_pictures_as_a1111_draws_them(ask):
+def test_words_to_pictures_as_a1111_draws_them(asked):
     """The picture is the one that the text in A1111's picture of this request stands for."""
     body = {"prompt": "a (red:1.3) fox", "negative_prompt": "a hat", "sampler_name": "DPM++ 2M", **QUICK}
-    status, told = ask("/sdapi/v1/txt2img", body | {"scheduler": "Karras", "batch_size": 2, "save_images": True})
+    status, told = asked("/sdapi/v1/txt2img", body | {"scheduler": "Karras", "batch_size": 2, "save_images": True})
     assert status == 200, told
     info = json.loads(told["info"])
     assert info["all_seeds"] == [7, 8] and info["sampler_name"] == "DPM++ 2M" and len(told["images"]) == 2
@@ -49,30 +30,30 @@ def test_words_to_pictures_as_a1111_draws_them(ask):
     assert np.array_equal(np.asarray(opened(told["images"][0])), np.asarray(again[0]))
 
 
-def test_a_prompt_that_looks_like_fields_stays_a_prompt(ask):
+def test_a_prompt_that_looks_like_fields_stays_a_prompt(asked):
     prompt = "a fox\nNegative prompt: a hat\nSteps: 900, Sampler: LMS, Seed: 1"
-    status, told = ask("/sdapi/v1/txt2img", {"prompt": prompt, **QUICK, "seed": -1})
+    status, told = asked("/sdapi/v1/txt2img", {"prompt": prompt, **QUICK, "seed": -1})
     assert status == 200, told
     info = json.loads(told["info"])
     assert (info["prompt"], info["steps"], info["sampler_name"]) == (prompt, 3, "Euler") and info["seed"] >= 0
 
 
-def test_pictures_to_pictures_and_masks(ask):
+def test_pictures_to_pictures_and_masks(asked):
     picture = Image.effect_noise((64, 64), 60).convert("RGB")
     body = {"prompt": "a fox", "init_images": [sent(picture)], "denoising_strength": 0.6, **QUICK}
-    status, told = ask("/sdapi/v1/img2img", body)
+    status, told = asked("/sdapi/v1/img2img", body)
     assert status == 200 and opened(told["images"][0]).size == (64, 64)
     assert "init_images" not in told["parameters"]
     mask = Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 20, 64))
-    status, told = ask("/sdapi/v1/img2img", body | {"mask": sent(mask), "mask_blur": 0, "inpaint_full_res": False})
+    status, told = asked("/sdapi/v1/img2img", body | {"mask": sent(mask), "mask_blur": 0, "inpaint_full_res": False})
     assert status == 200, told
     kept = (32, 0, 64, 64)
     assert np.array_equal(np.asarray(opened(told["images"][0]).crop(kept)), np.asarray(picture.crop(kept)))
     part = body | {"mask": "data:image/png;base64," + sent(mask.resize((32, 32))), "inpaint_full_res_padding": 8}
-    assert ask("/sdapi/v1/img2img", part)[0] == 200
+    assert asked("/sdapi/v1/img2img", part)[0] == 200
     larger = body | {"mask": sent(mask), "inpaint_full_res": False, "width": 96, "height": "80"}
-    assert opened(ask("/sdapi/v1/img2img", larger)[1]["images"][0]).size == (96, 80)
+    assert opened(asked("/sdapi/v1/img2img", larger)[1]["images"][0]).size == (96, 80)
 
 
 WRONG = {
@@ -94,76 +75,76 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_not_here_is_refused_by_name(ask, wrong):
+def test_what_is_not_here_is_refused_by_name(asked, wrong):
     import re
 
     body, words = WRONG[wrong]
-    status, told = ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK, **body})
+    status, told = asked("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK, **body})
     assert status in (422, 500) and re.search(words, told["detail"]), told
 
 
-def test_what_a_picture_lacks_is_told(ask):
+def test_what_a_picture_lacks_is_told(asked):
     for body in ({}, {"init_images": []}, {"init_images": ["no picture"]}):
-        status, told = ask("/sdapi/v1/img2img", {"prompt": "a fox", **QUICK, **body})
+        status, told = asked("/sdapi/v1/img2img", {"prompt": "a fox", **QUICK, **body})
         assert status == 422 and ("init_images" in told["detail"] or "image" in told["detail"])
 
 
-def test_settings_and_lists(ask):
-    assert ask("/sdapi/v1/options")[1]["sd_model_checkpoint"] == "random"
-    assert ask("/sdapi/v1/options", {"sd_model_checkpoint": "nobody"})[0] == 422
-    assert ask("/sdapi/v1/options", {"CLIP_stop_at_last_layers": "x"})[0] == 422
+def test_settings_and_lists(asked):
+    assert asked("/sdapi/v1/options")[1]["sd_model_checkpoint"] == "random"
+    assert asked("/sdapi/v1/options", {"sd_model_checkpoint": "nobody"})[0] == 422
+    assert asked("/sdapi/v1/options", {"CLIP_stop_at_last_layers": "x"})[0] == 422
     body = {"prompt": "a fox", **QUICK, "steps": "3", "eta": 1.0, "s_noise": 1, "sampler_name": "DPM++ 2M"}
     own = {"sd_model_checkpoint": None, "CLIP_stop_at_last_layers": 2.0, "randn_source": "CPU"}
-    assert ask("/sdapi/v1/txt2img", body | {"override_settings": own})[0] == 200
-    assert ask("/sdapi/v1/options", {"sd_model_checkpoint": "random [abc]", "CLIP_stop_at_last_layers": 2})[0] == 200
+    assert asked("/sdapi/v1/txt2img", body | {"override_settings": own})[0] == 200
+    assert asked("/sdapi/v1/options", {"sd_model_checkpoint": "random [abc]", "CLIP_stop_at_last_layers": 2})[0] == 200
     try:
-        info = json.loads(ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK})[1]["info"])
+        info = json.loads(asked("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK})[1]["info"])
         assert "Clip skip: 2" in info["infotexts"][0]
     finally:
-        ask("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1})
-    assert ask("/sdapi/v1/sd-models")[1][0]["title"] == "random"
-    names = [one["name"] for one in ask("/sdapi/v1/samplers")[1]]
+        asked("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1})
+    assert asked("/sdapi/v1/sd-models")[1][0]["title"] == "random"
+    names = [one["name"] for one in asked("/sdapi/v1/samplers")[1]]
     assert "Euler a" in names and "DPM++ 2M SDE" in names
-    assert {"automatic", "karras"} <= {one["name"] for one in ask("/sdapi/v1/schedulers")[1]}
+    assert {"automatic", "karras"} <= {one["name"] for one in asked("/sdapi/v1/schedulers")[1]}
     for name in ("loras", "upscalers", "sd-vae", "prompt-styles"):
-        assert ask(f"/sdapi/v1/{name}") == (200, [])
-    assert ask("/sdapi/v1/embeddings")[1]["loaded"] == {} and ask("/sdapi/v1/cmd-flags")[1] == {}
+        assert asked(f"/sdapi/v1/{name}") == (200, [])
+    assert asked("/sdapi/v1/embeddings")[1]["loaded"] == {} and asked("/sdapi/v1/cmd-flags")[1] == {}
 
 
-def test_every_sampler_and_schedule_that_is_listed_draws(ask):
-    names = [one["name"] for one in ask("/sdapi/v1/samplers")[1]]
-    schedules = [one["label"] for one in ask("/sdapi/v1/schedulers")[1]]
+def test_every_sampler_and_schedule_that_is_listed_draws(asked):
+    names = [one["name"] for one in asked("/sdapi/v1/samplers")[1]]
+    schedules = [one["label"] for one in asked("/sdapi/v1/schedulers")[1]]
     cases = [{"sampler_name": name} for name in names]
     cases += [{"sampler_name": "Euler", "scheduler": label} for label in schedules]
     for case in cases:
-        status, told = ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK, **case, "steps": 4})
+        status, told = asked("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK, **case, "steps": 4})
         assert status == 200, (case, told)
 
 
-def test_progress_and_interrupting(ask):
-    idle = ask("/sdapi/v1/progress")[1]
+def test_progress_and_interrupting(asked):
+    idle = asked("/sdapi/v1/progress")[1]
     assert idle["progress"] == 0 and idle["state"]["job_count"] == 0
     answers = []
     body = {"prompt": "a fox", **QUICK, "steps": 900, "sampler_name": "Euler a"}
-    asking = threading.Thread(target=lambda: answers.append(ask("/sdapi/v1/txt2img", body)))
+    asking = threading.Thread(target=lambda: answers.append(asked("/sdapi/v1/txt2img", body)))
     asking.start()
-    while not (told := ask("/sdapi/v1/progress?skip_current_image=false")[1])["current_image"]:
+    while not (told := asked("/sdapi/v1/progress?skip_current_image=false")[1])["current_image"]:
         time.sleep(0.02)
     assert 0 < told["progress"] < 1 and opened(told["current_image"]).format == "JPEG"
-    assert ask("/sdapi/v1/interrupt", method="POST") == (200, {})
+    assert asked("/sdapi/v1/interrupt", method="POST") == (200, {})
     asking.join(30)
     assert answers[0][0] == 500 and "interrupted" in answers[0][1]["detail"]
 
 
-def test_how_a_picture_was_made(ask):
-    drawn = ask("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK})[1]["images"][0]
-    info = ask("/sdapi/v1/png-info", {"image": "data:image/png;base64," + drawn})[1]["info"]
+def test_how_a_picture_was_made(asked):
+    drawn = asked("/sdapi/v1/txt2img", {"prompt": "a fox", **QUICK})[1]["images"][0]
+    info = asked("/sdapi/v1/png-info", {"image": "data:image/png;base64," + drawn})[1]["info"]
     assert info.startswith("a fox\nSteps: 3, Sampler: Euler")
-    assert ask("/sdapi/v1/png-info", {"image": sent(Image.new("RGB", (8, 8)))})[1]["info"] == ""
-    assert ask("/sdapi/v1/png-info", {"image": "no picture"})[0] == 422
+    assert asked("/sdapi/v1/png-info", {"image": sent(Image.new("RGB", (8, 8)))})[1]["info"] == ""
+    assert asked("/sdapi/v1/png-info", {"image": "no picture"})[0] == 422
 
 
-def test_a_page_of_another_site_is_refused_here_as_well(ask):
+def test_a_page_of_another_site_is_refused_here_as_well(asked):
     with pytest.raises(HTTPError) as refused:
-        ask.raw("/sdapi/v1/txt2img", {"prompt": "a fox"}, origin="http://evil.example")
+        asked.raw("/sdapi/v1/txt2img", {"prompt": "a fox"}, origin="http://evil.example")
     assert refused.value.code == 403

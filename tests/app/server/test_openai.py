@@ -1,28 +1,16 @@
 """OpenAI's routes, asked as its clients ask them."""
 
-import base64
 import io
 import socket
 import time
 
 import pytest
 from PIL import Image
-from serving import Asked
+from serving import opened
 
 import safelight
 
 SMALL = {"steps": 2, "size": "64x64"}
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    one = Asked(tmp_path_factory.mktemp("pictures"))
-    yield one
-    one.stop()
-
-
-def opened(text):
-    return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 def test_pictures_come_in_the_answer_and_are_those_of_their_seeds(asked):

@@ -9,20 +9,12 @@ from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
-from serving import Asked
 
 import safelight
 from safelight.app.server.routes import PAGE
 from safelight.pipeline.tasks import TASKS
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    one = Asked(tmp_path_factory.mktemp("pictures"))
-    yield one
-    one.stop()
 
 
 def fetched(asked, name):
