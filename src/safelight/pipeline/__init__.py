@@ -1,7 +1,7 @@
 """What people call.
 
 fields      every option, named, bounded and explained once
-tasks       text_to_image, image_to_image, inpaint, outpaint, variations, …
+tasks/      text_to_image, image_to_image, inpaint, outpaint, variations, …
 developing  what they share: grid, noise, sampling, decode
 wording     what each picture is drawn for: styles around a prompt, choices made
 steering    prompts planned and encoded, and which of them acts at which step
