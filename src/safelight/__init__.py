@@ -22,6 +22,8 @@ _EXPORTS: dict[str, str] = {
     "inpaint": "safelight.pipeline.tasks",
     "outpaint": "safelight.pipeline.tasks",
     "variations": "safelight.pipeline.tasks",
+    "edit": "safelight.pipeline.tasks",
+    "depth_to_image": "safelight.pipeline.tasks",
     "unconditional": "safelight.pipeline.tasks",
     "class_to_image": "safelight.pipeline.tasks",
     "upscale": "safelight.pipeline.tasks",

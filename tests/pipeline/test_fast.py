@@ -15,7 +15,7 @@ from safelight.pipeline.tasks import TASKS
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_fast_is_a_choice_of_fields_that_every_task_has(task):
-    needed = dict.fromkeys(("prompt", "image", "mask", "label", "boxes", "class_map"), "x")
+    needed = dict.fromkeys(("prompt", "image", "mask", "label", "boxes", "class_map", "depth"), "x")
     given = {name: value for name, value in needed.items() if name in parameters(task)}
     plain, fast = validate(task, given), validate(task, {**given, "fast": True})
     assert {name for name in plain if fast[name] != plain[name]} == {"fast", *FAST} - {

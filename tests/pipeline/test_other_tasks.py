@@ -296,7 +296,7 @@ def test_a_map_is_heard_in_any_form_and_gives_the_picture_its_size(map_model, tm
     draw = {"seed": 2, "steps": 2}
     a, b, c = (
         safelight.semantic_synthesis(map_model, one, **draw)
-        for one in (torch.from_numpy(numbers), numbers, tmp_path / "map.png")
+        for one in (torch.from_numpy(numbers), numbers.astype(np.int64), tmp_path / "map.png")
     )
     assert a[0].size == (68, 44)
     assert torch.equal(a.latents, b.latents) and torch.equal(a.latents, c.latents)

@@ -73,6 +73,7 @@ def again(
     image: Annotated[Path | None, typer.Option(help="the picture that it was drawn from, if any")] = None,
     mask: Annotated[Path | None, typer.Option(help="the mask that it was drawn with, if any")] = None,
     class_map: Annotated[Path | None, typer.Option(help="the map of classes that it was drawn from, if any")] = None,
+    depth: Annotated[Path | None, typer.Option(help="the map of depths that it was drawn after, if any")] = None,
     control_image: Annotated[Path | None, typer.Option(help="the picture that it was to follow, if any")] = None,
     vae: VaeOption = None,
     decoder: DecoderOption = None,
@@ -100,7 +101,8 @@ def again(
 
     reading = read_picture(file)
     check_folder(folder_of(out))
-    inputs = {"image": image, "mask": mask, "class_map": class_map, "control_image": control_image}
+    inputs = {"image": image, "mask": mask, "class_map": class_map, "depth": depth,
+              "control_image": control_image}  # fmt: skip
     required(reading, **inputs)  # before anything that takes a while
     reading, added = filled(reading, loras, without=without_loras)
     with onlooker(False, f"loading {model or reading.model.get('name')}") as looking:

@@ -7,6 +7,7 @@ Nothing is computed here that another room could: compat holds names, call shape
     stable_diffusion   the three Stable Diffusion pipelines; denoising, prompting: what they share
     stable_diffusion_xl  the three of Stable Diffusion XL
     controlnet         ControlNets, and text to image and image to image with one
+    instruct_pix2pix   a picture changed as the words say
     unconditional      DDPM, DDIM, LDM
     adapters           LoRAs and learned words in pipelines
     pipeline           DiffusionPipeline: loading, saving, parts; auto: a pipeline for a task
@@ -31,6 +32,7 @@ _EXPORTS: dict[str, str] = {
         "stable_diffusion_xl": "StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline "
         "StableDiffusionXLInpaintPipeline",
         "controlnet": "ControlNetModel StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetPipeline",
+        "instruct_pix2pix": "StableDiffusionInstructPix2PixPipeline",
         "unconditional": "DDIMPipeline DDPMPipeline LDMPipeline",
         "pipeline": "DiffusionPipeline",
         "auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
@@ -50,7 +52,7 @@ _EXPORTS: dict[str, str] = {
     for name in names.split()
 }
 # Names that scripts import and that name what is not here yet
-_MISSING = ("Adapter", "ControlNet", "Flux", "Lora", "Motion", "SafetyChecker", "StableDiffusion3",
+_MISSING = ("Adapter", "ControlNet", "Depth2Img", "Flux", "Lora", "Motion", "SafetyChecker", "StableDiffusion3",
             "StableDiffusionXL", "Transformer2D", "Upscale", "Video", "CLIPFeatureExtractor", "CLIPImageProcessor",
             "CLIPVision")  # fmt: skip
 

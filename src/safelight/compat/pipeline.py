@@ -298,6 +298,7 @@ def find_pipeline(name: Any, folder: Path) -> type[DiffusionPipeline]:
     """Find the pipeline that a model_index.json names. Raises MissingPartError."""
     from safelight.compat import (  # noqa: F401  (they register themselves)
         controlnet,
+        instruct_pix2pix,
         stable_diffusion,
         stable_diffusion_xl,
         unconditional,

@@ -150,9 +150,9 @@ class StableDiffusionImg2ImgPipeline(Denoising):
         self._check_generators(generator, batch)
         image = image.to(device, dtype)
         if not self._is_latent(image):
-            image = _repeated(image, batch, "images") if isinstance(generator, list) else image
+            image = repeated(image, batch, "images") if isinstance(generator, list) else image
             image = self._encode_image(image, generator)
-        image = _repeated(image, batch, "images")
+        image = repeated(image, batch, "images")
         noise = randn_tensor(image.shape, generator, device, dtype)
         return self.scheduler.add_noise(image, noise, timestep)
 
@@ -264,7 +264,7 @@ class StableDiffusionInpaintPipeline(Denoising):
         if self._blends or (latents is None and strength < 1):
             image = picture.to(device, dtype)
             image = image if self._is_latent(image) else self._encode_image(image, generator)
-            clean = _repeated(image, state.batch, "images")
+            clean = repeated(image, state.batch, "images")
         if latents is None:
             h, w = picture.shape[-2:]
             if not self._is_latent(picture):
@@ -288,7 +288,7 @@ class StableDiffusionInpaintPipeline(Denoising):
         small = F.interpolate(mask, size=state.latents.shape[-2:]).to(device, dtype)
         if not self._is_latent(masked):
             masked = self._encode_image(masked, generator)
-        pair = [_repeated(x, state.batch, what) for x, what in ((small, "masks"), (masked, "images"))]
+        pair = [repeated(x, state.batch, what) for x, what in ((small, "masks"), (masked, "images"))]
         guided = self.do_classifier_free_guidance
         state.mask, state.masked_image_latents = (torch.cat([x] * 2) if guided else x for x in pair)
 
@@ -308,7 +308,7 @@ def check_strength(strength: float) -> None:
         )
 
 
-def _repeated(x: Tensor, batch: int, what: str) -> Tensor:
+def repeated(x: Tensor, batch: int, what: str) -> Tensor:
     """Repeat x (n, ...) to a batch of which n is a divisor."""
     if batch > len(x) and batch % len(x):
         raise InputError(f"{len(x)} {what} cannot be repeated to {batch} pictures", remedy="give one for each prompt")

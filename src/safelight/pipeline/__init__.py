@@ -6,7 +6,7 @@ developing  what they share: grid, noise, sampling, decode
 wording     what each picture is drawn for: styles around a prompt, choices made
 steering    prompts planned and encoded, and which of them acts at which step
 controlling what a ControlNet is shown, and at which steps it acts
-conditions  what is asked for other than in words: classes, layouts, maps, small pictures
+conditions  what is asked for other than in words: classes, layouts, maps, pictures beside the latent
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 compiling   the U-Net by way of torch.compile

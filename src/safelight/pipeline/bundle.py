@@ -112,10 +112,10 @@ class LatentDiffusion:
         return "nothing" if self.unet.config.num_class_embeds is None else "class"
 
     @property
-    def sees(self) -> Literal["nothing", "mask", "picture", "map", "depth", "embedding", "something"]:
-        """What the U-Net takes beside the latent: a mask and a masked picture, a small picture, a map of classes.
+    def sees(self) -> Literal["nothing", "mask", "picture", "map", "depth", "original", "embedding", "something"]:
+        """What the U-Net takes beside the latent: a mask and a masked picture, a small picture, a map, the original.
 
-        Depth maps, CLIP's embeddings of pictures and whatever else are told apart to be refused by name.
+        CLIP's embeddings of pictures and whatever else are told apart to be refused by name.
         """
         latent, channels = self.autoencoder.config.embed_dim, self.unet.config.in_channels
         if self.unet.config.class_embed_type is not None:
@@ -126,6 +126,8 @@ class LatentDiffusion:
             return "map"
         if channels in (2 * latent + 1, latent + 3):
             return "mask" if channels == 2 * latent + 1 else "picture"
+        if channels == 2 * latent:
+            return "original"
         return "depth" if channels == latent + 1 else "something"
 
     @property
@@ -233,7 +235,8 @@ TRAINED_FOR = {
     "mask": ("to inpaint", "inpaint"),
     "picture": ("to enlarge pictures", "upscale"),
     "map": ("to draw maps of classes", "semantic_synthesis"),
-    "depth": ("to draw after depth maps, which are not made here", "the script it came with"),
+    "depth": ("to draw after depth maps", "depth_to_image"),
+    "original": ("to edit pictures as it is told", "edit"),
     "embedding": ("to vary pictures by CLIP's embedding of them, which is not made here", "the script it came with"),
     "something": ("to see more than words", "the script it came with"),
     "class": ("to draw classes", "class_to_image"),

@@ -1,16 +1,20 @@
-"""What is asked for other than in words, as what steers a U-Net: classes, layouts, maps of classes, small pictures.
+"""What is asked for other than in words, as what steers a U-Net: classes, layouts, maps, pictures.
 
 A model is steered by one of words, a class, a layout or nothing (`LatentDiffusion.steered_by`); beside these it may see
-further channels (`LatentDiffusion.sees`): a mask and what it leaves of a picture, a small picture, or a map of classes.
+further channels (`LatentDiffusion.sees`): a mask and what it leaves of a picture, a small picture, a map of classes or
+depths, or the picture that is edited.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,9 +22,12 @@ from safelight.diffusion.condition import Condition
 from safelight.errors import InputError, nearest
 from safelight.models.conditioners import NO_OBJECT, ClassEmbedder, LayoutEmbedder, MapEmbedder
 from safelight.pipeline.bundle import LatentDiffusion, wrong_task
-from safelight.pipeline.pictures import opened
+from safelight.pipeline.fields import Settings
+from safelight.pipeline.pictures import open_picture, opened
+from safelight.pipeline.steering import Pair, Steering
 
 Box = tuple[float, float, float, float]
+Beside = Callable[[Pair, int], Pair]  # of a picture's encoded prompts and its seed, what it is drawn with
 PICTURE_NOISE = 2**62  # added to a seed: the noise on a small picture is another than the one that sampling starts from
 NOISE_LEVEL = 20  # of the x4 upscaler, where nobody says another
 
@@ -146,8 +153,14 @@ def map_channels(model: LatentDiffusion, class_map: Tensor, size: tuple[int, int
         return model.conditioner(class_map.to(model.device), size).float()
 
 
-def small_picture(model: LatentDiffusion, picture: Tensor, noise_level: int | None) -> Callable[[int], Condition]:
-    """What steers an upscaler: the picture (1, 3, h, w) beside the latent. The result gives it for a picture's seed.
+def told(pair: Pair, more: Condition) -> Pair:
+    """A prompt and its negative prompt, with what steers the picture whatever the words are."""
+    positive, negative = pair
+    return positive.told(more), None if negative is None else negative.told(more)
+
+
+def small_picture(model: LatentDiffusion, picture: Tensor, noise_level: int | None) -> Beside:
+    """What steers an upscaler: the picture (1, 3, h, w) beside the latent.
 
     A model that was told of noise on its small pictures gets some, `noise_level` of its schedule's steps, each picture
     its own (Stable Diffusion's x4 upscaler; cascaded models, Ho et al. 2021, arXiv 2106.15282, section 4.2).
@@ -159,14 +172,82 @@ def small_picture(model: LatentDiffusion, picture: Tensor, noise_level: int | No
     if schedule is None:
         if noise_level:
             raise InputError("this model knows of no noise on pictures", remedy="leave noise_level out")
-        return lambda seed: Condition(concat=picture)
+        return lambda pair, seed: told(pair, Condition(concat=picture))
     level = NOISE_LEVEL if noise_level is None else noise_level
     sigma = float(schedule.sigmas_at(torch.tensor([level], dtype=torch.float64)))
 
-    def beside(seed: int) -> Condition:
+    def beside(pair: Pair, seed: int) -> Pair:
         generator = torch.Generator().manual_seed((seed + PICTURE_NOISE) % 2**64)
         noise = torch.randn(picture.shape, generator=generator).to(picture)
         noisy = (picture + sigma * noise) / (1 + sigma**2) ** 0.5
-        return Condition(concat=noisy, class_labels=torch.tensor([level], device=model.device))
+        return told(pair, Condition(concat=noisy, class_labels=torch.tensor([level], device=model.device)))
 
     return beside
+
+
+def edited(model: LatentDiffusion, latent: Tensor, settings: Settings, image_scale: float) -> Beside:
+    """What steers a model that edits: the words c and the picture i, whose latent (1, C, h, w) it sees unscaled.
+
+    Each has a guidance of its own (Brooks et al. 2023, arXiv 2211.09800, eq. 3): e(0, 0) + image_scale * (e(i, 0) -
+    e(0, 0)) + scale * (e(i, c) - e(i, 0)). That is guidance from e(i, 0) to e(i, c), and to e(0, 0) by the weight of
+    (1 - image_scale) / scale; where guidance does not act, both count as if `scale` were 1.
+    """
+    if model.sees != "original":
+        raise wrong_task(model)
+    scale = cast(float, settings["guidance_scale"])
+    if scale == 0:
+        what = "guidance_scale=0 leaves the words out, and the picture's guidance counts beside theirs"
+        raise InputError(what, remedy="give more than 0")
+    seen = Condition(concat=model.autoencoder.scale.undo(latent))
+    unseen, weight = Condition(concat=torch.zeros_like(latent)), (1 - image_scale) / scale
+
+    @cache
+    def both(pair: Pair) -> Pair:
+        positive, negative = told(pair, seen)
+        if negative is None or not weight:
+            return positive, negative
+        nothing, rows = negative.told(unseen), positive.condition.batch
+        away = tuple(replace(course.moved(rows), weight=weight) for course in nothing.prompts[0])
+        condition = Condition.cat([positive.condition, nothing.condition])
+        return Steering(condition, tuple(courses + away for courses in positive.prompts)), negative
+
+    return lambda pair, seed: both(pair)
+
+
+def load_depth(depth: Any) -> Tensor:
+    """Read a map of depths as a float32 tensor (1, 1, H, W), in whatever unit: the nearer, the larger.
+
+    `depth` is a path or PIL image (8 or 16 bits, or floats; of colours, how light they are), an array or a tensor.
+    """
+    if isinstance(depth, str | Path):
+        depth = open_picture(depth, "depth")
+    if isinstance(depth, Image.Image):
+        depth = np.array(depth if depth.mode in ("I", "F") or depth.mode.startswith("I;16") else depth.convert("L"))
+    numbers = (
+        torch.as_tensor(depth.astype(np.float32) if isinstance(depth, np.ndarray) else depth).detach().cpu().float()
+    )
+    if numbers.ndim < 2 or numbers.numel() != numbers.shape[-2] * numbers.shape[-1]:
+        raise InputError(f"depth: {tuple(numbers.shape)} is no map", remedy="give one, of shape (H, W)")
+    if not numbers.isfinite().all() or numbers.amin() == numbers.amax():
+        raise InputError("depth: all is equally near, or not finite", remedy="give a map of how near things are")
+    return numbers.reshape(1, 1, *numbers.shape[-2:])
+
+
+def depth_channel(model: LatentDiffusion, depth: Tensor, picture: Tensor) -> Tensor:
+    """What the U-Net sees of a map of depths beside the latent of a picture: (1, 1, h, w) from -1, far, to 1, near.
+
+    The map may be of another size; it is shrunk, and then spread, as Stability's own script and diffusers do it.
+    Raises InputError where it is of another shape than the picture.
+    """
+    if model.sees != "depth":
+        raise wrong_task(model)
+    (high, wide), (height, width) = depth.shape[-2:], picture.shape[-2:]
+    if abs(high * width / (wide * height) - 1) > 0.05:
+        what = f"depth: it is {wide}x{high}, and the image {width}x{height}"
+        raise InputError(what, remedy="give a map of the picture's shape")
+    factor = model.autoencoder.config.factor
+    below, right = (round(n * (-side % factor) / side) for n, side in ((high, height), (wide, width)))
+    padded = F.pad(depth, (0, right, 0, below), mode="replicate")
+    small = F.interpolate(padded, [-(-side // factor) for side in (height, width)], mode="bicubic")
+    low, top = small.amin(), small.amax()
+    return 2 * (small - low) / (top - low) - 1

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from safelight import kernels
 from safelight.checkpoint.parts import LDM_INPAINT
-from safelight.diffusion.condition import Condition
 from safelight.diffusion.grids import Grid
 from safelight.diffusion.guidance import blending
 from safelight.diffusion.noise import NoiseSource, Origin, make_noise, origins
@@ -61,7 +60,7 @@ def develop(
     latent: Tensor | None = None,
     strength: float = 1.0,
     concat: Tensor | None = None,
-    beside: Callable[[int], Condition] | None = None,
+    beside: Callable[[Pair, int], Pair] | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
 ) -> Pictures:
     """Sample and decode `count` pictures for each prompt.
@@ -75,7 +74,8 @@ def develop(
         strength: the share of the grid to walk.
         concat: (1, C', h, w), further input channels of the U-Net; an inpainting model is shown a picture that is all
             hole where nothing else is given.
-        beside: gives what else steers the picture of a seed, beside the words: a `Condition` of one row.
+        beside: what else steers a picture beside the words: of its encoded prompts and its seed makes the pair it is
+            drawn with.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
     """
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def develop(
     source = noise_source(model, settings)
     every = grown_from(first, len(pairs), source, settings)
     if beside is not None:
-        pairs = [told(pair, beside(origin.seed)) for pair, origin in zip(pairs, every, strict=True)]
+        pairs = [beside(pair, origin.seed) for pair, origin in zip(pairs, every, strict=True)]
     finished, places = [], []
     for numbers in batches(pairs, batch_size):
         denoise = guide(model, grid, *together([pairs[k] for k in numbers]), settings, concat)
@@ -113,17 +113,6 @@ def develop(
         tuple(every),
         tuple(places),
     )
-
-
-def told(pair: Pair, more: Condition) -> Pair:
-    """A prompt and its negative prompt, with what steers the picture whatever the words are."""
-
-    def one(steering: Steering) -> Steering:
-        rows = steering.condition.batch
-        return replace(steering, condition=replace(steering.condition, **more.expand(rows).present()))
-
-    positive, negative = pair
-    return one(positive), None if negative is None else one(negative)
 
 
 def noise_source(model: LatentDiffusion, settings: Settings) -> NoiseSource:

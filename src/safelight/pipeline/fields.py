@@ -22,6 +22,7 @@ Strength = Annotated[float, Field(ge=0, le=1, description="how far the picture m
 Width = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description="width in pixels, a multiple of 8")]
 Height = Annotated[int | None, Field(ge=64, le=16384, multiple_of=8, description="height in pixels, a multiple of 8")]
 Prompt = Annotated[Any, Field(description="what the picture should show")]
+Instruction = Annotated[Any, Field(description="what to do with the picture")]
 ImagePath = Annotated[Any, Field(description="the picture to start from (PNG, JPEG or WebP)")]
 MaskPath = Annotated[Any, Field(description="white where the picture is to be repainted, black where it stays")]
 MaskPadding = Annotated[
@@ -36,6 +37,10 @@ Margin = Annotated[int, Field(ge=0, le=8192, description="pixels to add on this 
 Label = Annotated[Any, Field(description="class of what to draw: its name or its number")]
 Boxes = Annotated[
     Any, Field(description='objects and their boxes, as shares: "apple 0.1 0.2 0.5 0.6, dog …" (x0 y0 x1 y1)')
+]
+DepthMap = Annotated[Any, Field(description="grey picture of the same scene; the nearer, the lighter")]
+ImageGuidance = Annotated[
+    float, Field(ge=0, le=100, description="how closely to keep to the picture, beside guidance_scale for the words")
 ]
 ClassMap = Annotated[Any, Field(description="grey or indexed PNG; each pixel's value is the number of its class")]
 NoiseLevel = Annotated[

@@ -128,9 +128,9 @@ def load_mask(mask: Any, picture: Tensor) -> Tensor:
 
 
 def open_picture(picture: Any, name: str) -> Image.Image:
-    """A picture's file, image or array as an RGB image; grey if it is called "mask", as it is if "class_map"."""
+    """A picture's file, image or array as an RGB image; grey if it is called "mask", as it is if a map."""
     image = ImageOps.exif_transpose(opened(picture, name))
-    if name == "class_map":
+    if name in ("class_map", "depth"):
         return image
     image = _eight_bits(image, name)
     return _on(image, "black").convert("L") if name == "mask" else _on(image, "white").convert("RGB")

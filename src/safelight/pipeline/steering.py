@@ -58,6 +58,11 @@ class Steering:
         """Where the model's U-Net runs, and in its dtype."""
         return replace(self, condition=self.condition.to(model.device, model.dtype))
 
+    def told(self, more: Condition) -> "Steering":
+        """The same prompts, with what steers the picture whatever the words are: a condition of one row."""
+        rows = more.expand(self.condition.batch).present()
+        return replace(self, condition=replace(self.condition, **rows))
+
     def pick(self, prompts: Sequence[int]) -> "Steering":
         """The prompts of some pictures, in their order."""
         return Steering(self.condition, tuple(self.prompts[k] for k in prompts))

@@ -106,6 +106,7 @@ def test_whatever_stands_in_a_field_it_is_taken_or_refused_by_name(gallery, task
         "image": "red.png",
         "mask": "red.png",
         "class_map": "red.png",
+        "depth": "red.png",
         "label": 1,
         "boxes": "a 0 0 1 1",
     }

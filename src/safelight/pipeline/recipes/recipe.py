@@ -20,7 +20,7 @@ from safelight.pipeline.fields import WORDING
 from safelight.pipeline.pictures import Pictures, open_picture
 from safelight.pipeline.recipes.weights import hashes
 
-INPUTS = ("image", "mask", "class_map", "control_image")
+INPUTS = ("image", "mask", "class_map", "depth", "control_image")
 HOOKS = ("edit", "wrap")  # functions of the caller's, which no file can hold
 # What is no part of one picture's request: others' pictures, what has done its work, and what changes nothing
 LEFT_OUT = {*INPUTS, *HOOKS, *WORDING, "fast", "watch", "count", "batch_size"}
@@ -217,7 +217,8 @@ def fingerprint(picture: Any, name: str) -> dict[str, Any]:
         array = picture.detach().cpu().float().numpy()
         height, width = array.shape[-2:]
     else:
-        array = np.asarray(open_picture(picture, name))
+        numbers = isinstance(picture, np.ndarray) and picture.dtype != np.uint8  # of a map
+        array = picture if numbers else np.asarray(open_picture(picture, name))
         height, width = array.shape[:2]
     digest = sha256(f"{array.dtype} {width}x{height} ".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
     return {"sha256": digest, "width": width, "height": height}

@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING, Unpack
 
 from safelight.errors import InputError
 from safelight.pipeline.fields import (
+    DepthMap,
     Height,
+    ImageGuidance,
     ImagePath,
+    Instruction,
     Margin,
     MaskBlur,
     MaskPadding,
@@ -208,3 +211,73 @@ def variations(
         **settings: see `Settings`; `count` says how many.
     """
     return image_to_image(model, prompt, image, strength=strength, **settings)
+
+
+@task
+def edit(
+    model: "LatentDiffusion",
+    prompt: Instruction,
+    image: ImagePath,
+    *,
+    image_guidance_scale: ImageGuidance = 1.5,
+    width: Width = None,
+    height: Height = None,
+    **settings: Unpack[Settings],
+) -> "Pictures":
+    """Change a picture as the words say: "make it snow".
+
+    For models that were trained on instructions (InstructPix2Pix, Brooks et al. 2023): the U-Net sees the picture
+    beside the latent, and the words and the picture have a guidance each.
+
+    Args:
+        model: what `safelight.load` returns.
+        prompt: what to do; a string, or several.
+        image: path, PIL image, uint8 array (H, W, 3) or float tensor (3, H, W) in [-1, 1].
+        image_guidance_scale: the more, the closer to the picture; mostly 1 to 2.5. 1 saves a third of the work.
+        width: the picture is first resized to this width; by default it keeps its size.
+        height: likewise.
+        **settings: see `Settings`; without guidance (`guidance_scale` 1) `image_guidance_scale` has no effect.
+    """
+    from safelight.pipeline.conditions import edited
+    from safelight.pipeline.developing import crop, develop, encode
+    from safelight.pipeline.pictures import load_picture, pad
+
+    picture = load_picture(image, width, height)
+    latent = encode(model, pad(picture, model.autoencoder.config.factor), settings["tile"])
+    beside = edited(model, latent, settings, image_guidance_scale)
+    h, w = latent.shape[-2:]
+    return crop(develop(model, prompt, settings, size=(h, w), beside=beside), picture)
+
+
+@task
+def depth_to_image(
+    model: "LatentDiffusion",
+    prompt: Prompt,
+    image: ImagePath,
+    depth: DepthMap,
+    *,
+    strength: Strength = 0.8,
+    **settings: Unpack[Settings],
+) -> "Pictures":
+    """Redraw a picture, in the depths that it has.
+
+    For Stable Diffusion 2's depth model: the U-Net sees a map of depths beside the latent, and the picture is noised
+    part of the way, as in `image_to_image`. The map is any estimator's (MiDaS, Depth Anything); none is here.
+
+    Args:
+        model: what `safelight.load` returns.
+        prompt: a string, or several; every prompt is drawn `count` times.
+        image: path, PIL image, uint8 array (H, W, 3) or float tensor (3, H, W) in [-1, 1].
+        depth: path, PIL image, array or tensor (H, W) of the picture's shape, in any size and unit: the nearer, the
+            larger (lighter).
+        strength: the share of the grid that is walked; with 1 nearly nothing but the depths is left of the picture.
+        **settings: see `Settings`.
+    """
+    from safelight.pipeline.conditions import depth_channel, load_depth
+    from safelight.pipeline.developing import crop, develop, encode
+    from safelight.pipeline.pictures import load_picture, pad
+
+    picture = load_picture(image)
+    concat = depth_channel(model, load_depth(depth), picture).to(model.device)
+    latent = encode(model, pad(picture, model.autoencoder.config.factor), settings["tile"])
+    return crop(develop(model, prompt, settings, latent=latent, strength=strength, concat=concat), picture)

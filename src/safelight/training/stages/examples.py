@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safelight.diffusion.condition import Condition
+from safelight.pipeline.conditions import told
 from safelight.pipeline.developing import develop
 from safelight.pipeline.fields import validate
 from safelight.pipeline.tasks import text_to_image
@@ -68,7 +69,7 @@ def _drawn(stage: "DiffusionStage", batch: Batch, seen: Condition, size: tuple[i
     beside = None
     if seen.concat is not None:
         concat = seen.concat.float()
-        beside = lambda seed: Condition(concat=concat[seed : seed + 1])  # noqa: E731
+        beside = lambda pair, seed: told(pair, Condition(concat=concat[seed : seed + 1]))  # noqa: E731
     return list(develop(stage.model, settings["prompt"], settings, size=size, beside=beside))  # type: ignore[arg-type]
 
 

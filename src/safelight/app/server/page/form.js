@@ -9,7 +9,7 @@ const FIRST = ["prompt", "negative_prompt", "label", "boxes", "strength", "left"
 const WORDS = ["prompt", "negative_prompt", "boxes"];
 const SLIDE_TO = { steps: 60, guidance_scale: 15, mask_blur: 32, left: 512, right: 512, top: 512, bottom: 512 }; // by hand more
 const NAMES = { sampler: "sampler", grid: "noise levels", count: "pictures", guidance_scale: "guidance", padding_mask_crop: "only around the mask" };
-const DROP = { class_map: "Drop a map of classes", control_image: "Drop the picture to follow" };
+const DROP = { class_map: "Drop a map of classes", depth: "Drop a map of depths", control_image: "Drop the picture to follow" };
 const KEPT = "safelight.values";
 
 const $ = (id) => document.getElementById(id);

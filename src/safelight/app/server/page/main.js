@@ -7,6 +7,7 @@ import { Gallery } from "./gallery.js";
 import { Tray } from "./tray.js";
 
 const LABELS = { text_to_image: "Draw", image_to_image: "Redraw", inpaint: "Inpaint", outpaint: "Outpaint", variations: "Variations",
+  edit: "Edit", depth_to_image: "Depths",
   unconditional: "Unasked", class_to_image: "Class", upscale: "Upscale", layout_to_image: "Layout", semantic_synthesis: "Map" };
 const KEPT = "safelight.task";
 const $ = (id) => document.getElementById(id);
