@@ -10,6 +10,7 @@ conditions  what is asked for other than in words: classes, layouts, maps, pictu
 bundle      LatentDiffusion, the parts of a model held together
 loading     a name -> LatentDiffusion
 compiling   the U-Net by way of torch.compile
+hires       drawn larger in a second pass
 pictures    pictures <-> tensors, and their files
 surroundings  what is around what is repainted: soft edges, a part cut out and laid back, a wider canvas
 recipes/    what a picture's file says of how it was made, and making it again

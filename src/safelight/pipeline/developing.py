@@ -63,14 +63,33 @@ def develop(
     beside: Callable[[Pair, int], Pair] | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
 ) -> Pictures:
-    """Sample and decode `count` pictures for each prompt.
+    """Sample and decode `count` pictures for each prompt. Arguments are those of `sampled`."""
+    drawn = sampled(model, prompt, settings, size=size, latent=latent, strength=strength, concat=concat, beside=beside,
+                    blend=blend)  # fmt: skip
+    return replace(drawn, images=printed(model, drawn.latents, settings["tile"]))
+
+
+def sampled(
+    model: LatentDiffusion,
+    prompt: Words,
+    settings: Settings,
+    *,
+    size: tuple[int, int] | None = None,
+    latent: Tensor | None = None,
+    strength: float = 1.0,
+    concat: Tensor | None = None,
+    beside: Callable[[Pair, int], Pair] | None = None,
+    blend: Callable[[Tensor], Edit] | None = None,
+) -> Pictures:
+    """The latents of `count` pictures for each prompt, without the pictures.
 
     Args:
         model: the parts.
         prompt: words, or an encoded `Condition`.
         settings: complete, see `Settings`.
         size: the latent's (h, w); by default that of `latent`.
-        latent: (1, C, h, w) to start from, noised to where `strength` begins; None starts from noise alone.
+        latent: (1, C, h, w) to start from, or one for each picture, noised to where `strength` begins; None starts from
+            noise alone.
         strength: the share of the grid to walk.
         concat: (1, C', h, w), further input channels of the U-Net; an inpainting model is shown a picture that is all
             hole where nothing else is given.
@@ -100,14 +119,13 @@ def develop(
     for numbers in batches(pairs, batch_size):
         denoise = guide(model, grid, *together([pairs[k] for k in numbers]), settings, concat)
         noise = make_noise(kind.noise, [every[k] for k in numbers], shape, source=source, device=model.device)
-        finished.append(walk(denoise, grid.last(strength), noise, settings, latent, blend))
+        own = latent if latent is None or len(latent) == 1 else latent[numbers]
+        finished.append(walk(denoise, grid.last(strength), noise, settings, own, blend))
         places += [(len(numbers), place) for place in range(len(numbers))]
-    latents = torch.cat(finished).cpu()
-    images = printed(model, latents, settings["tile"])
     return Pictures(
-        images,
+        (),
         tuple(origin.seed for origin in every),
-        latents,
+        torch.cat(finished).cpu(),
         words.each(words.prompts),
         words.each(words.negatives),
         tuple(every),
@@ -189,7 +207,7 @@ def walk(
     sigma * noise, as k-diffusion and A1111 do it; from a latent at latent + sigma * noise.
     """
     if len(grid) == 0:
-        return latent.repeat(len(noise.origins), 1, 1, 1)  # type: ignore[union-attr]
+        return latent.expand(len(noise.origins), -1, -1, -1)  # type: ignore[union-attr]
     kind = find(settings["sampler"])
     options = dict(settings["sampler_options"] or {})
     if settings["eta"] is not None:

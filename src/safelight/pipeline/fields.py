@@ -5,11 +5,11 @@ options of the command line and, later, the fields of a request over the network
 A field with `exclude=True` is for Python callers only: it is no option of the command line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -37,6 +37,23 @@ Margin = Annotated[int, Field(ge=0, le=8192, description="pixels to add on this 
 Label = Annotated[Any, Field(description="class of what to draw: its name or its number")]
 Boxes = Annotated[
     Any, Field(description='objects and their boxes, as shares: "apple 0.1 0.2 0.5 0.6, dog …" (x0 y0 x1 y1)')
+]
+Hires = Annotated[
+    float | None,
+    Field(ge=1, le=8, description="draw again so many times as large, from what was drawn (A1111's hires fix)"),
+]
+HiresStrength = Annotated[float, Field(ge=0, le=1, description="of that second pass: how far it may move the first")]
+HiresSteps = Annotated[
+    int | None, Field(ge=1, le=1000, description="of the second pass's grid, of which it walks the last; else as many")
+]
+HiresUpscaler = Annotated[
+    Literal["lanczos", "nearest", "latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased",
+            "latent_nearest", "latent_nearest_exact"],
+    Field(description="how what was drawn is enlarged: the picture, or its latent, which wants more strength"),
+]  # fmt: skip
+HiresOptions = Annotated[
+    dict[str, Any] | None,
+    Field(exclude=True, description="what else the second pass does otherwise, such as its prompt or sampler"),
 ]
 DepthMap = Annotated[Any, Field(description="grey picture of the same scene; the nearer, the lighter")]
 ImageGuidance = Annotated[
@@ -296,6 +313,19 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
             raise InputError(what, remedy=f"{one} acts between them; {without}")
     complete |= {name: None for name in SEEDS if complete[name] == -1}
     return complete | _walk(complete["sampler"], complete["grid"], said="grid" in values)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete settings with some of them changed; a `prompt` may be among them. Raises InputError as `validate` does.
+
+    `fast` has chosen already, and chooses nothing anew.
+    """
+    given = {**settings, **changes}
+    return {name: value for name, value in validate(_settled, given).items() if name in given}
+
+
+def _settled(prompt: Prompt = "", **settings: Unpack[Settings]) -> None:
+    """A call of these keywords alone."""
 
 
 def _walk(sampler: str, grid: str, *, said: bool) -> dict[str, str]:

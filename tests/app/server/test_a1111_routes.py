@@ -38,6 +38,29 @@ def test_a_prompt_that_looks_like_fields_stays_a_prompt(asked):
     assert (info["prompt"], info["steps"], info["sampler_name"]) == (prompt, 3, "Euler") and info["seed"] >= 0
 
 
+def test_hires_fix_is_what_its_text_says(asked):
+    body = {"prompt": "a fox", **QUICK, "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.7}
+    status, told = asked("/sdapi/v1/txt2img", body | {"hr_second_pass_steps": 2, "hr_upscaler": "Latent (bicubic)"})
+    assert status == 200, told
+    assert opened(told["images"][0]).size == (96, 96)
+    info = json.loads(told["info"])
+    assert "Hires upscale: 1.5" in info["infotexts"][0] and "Hires steps: 2" in info["infotexts"][0]
+    text = (
+        "a fox\nSteps: 3, Sampler: Euler, Schedule type: Automatic, CFG scale: 5, Seed: 7, Size: 64x64, "
+        "Denoising strength: 0.7, Hires upscale: 1.5, Hires steps: 2, Hires upscaler: Latent (bicubic), "
+        "Version: v1.10.1"
+    )
+    again = safelight.text_to_image(safelight.load("random"), **read(text).request)
+    assert np.array_equal(np.asarray(opened(told["images"][0])), np.asarray(again[0]))
+    own = {"hr_resize_x": 128, "hr_sampler_name": "DPM++ 2M", "hr_scheduler": "Karras", "hr_prompt": "a large fox"}
+    status, told = asked("/sdapi/v1/txt2img", body | own | {"hr_upscaler": "Lanczos"})
+    assert status == 200 and opened(told["images"][0]).size == (128, 128), told
+    names = [one["name"] for one in asked("/sdapi/v1/upscalers")[1] + asked("/sdapi/v1/latent-upscale-modes")[1]]
+    for name in names:
+        assert asked("/sdapi/v1/txt2img", body | {"hr_upscaler": name})[0] == 200, name
+    assert "Latent (nearest-exact)" in names and "Lanczos" in names
+
+
 def test_pictures_to_pictures_and_masks(asked):
     picture = Image.effect_noise((64, 64), 60).convert("RGB")
     body = {"prompt": "a fox", "init_images": [sent(picture)], "denoising_strength": 0.6, **QUICK}
@@ -62,7 +85,9 @@ WRONG = {
     "a size": ({"width": 61}, "width"),
     "steps": ({"steps": "many"}, "steps"),
     "no number": ({"cfg_scale": float("nan")}, "cfg_scale"),
-    "hires": ({"enable_hr": True}, "hires fix"),
+    "an upscaler": ({"enable_hr": True, "hr_upscaler": "4x-UltraSharp"}, "Hires upscaler '4x-UltraSharp'"),
+    "a cut picture": ({"enable_hr": True, "hr_resize_x": 96, "hr_resize_y": 128}, "Hires resize"),
+    "another model": ({"enable_hr": True, "hr_checkpoint_name": "other"}, "another model"),
     "scripts": ({"alwayson_scripts": {"ControlNet": {"args": []}}}, "scripts"),
     "faces": ({"restore_faces": True}, "face restoration"),
     "many": ({"batch_size": 20, "n_iter": 20}, "400|20 times"),
@@ -106,7 +131,7 @@ def test_settings_and_lists(asked):
     names = [one["name"] for one in asked("/sdapi/v1/samplers")[1]]
     assert "Euler a" in names and "DPM++ 2M SDE" in names
     assert {"automatic", "karras"} <= {one["name"] for one in asked("/sdapi/v1/schedulers")[1]}
-    for name in ("loras", "upscalers", "sd-vae", "prompt-styles"):
+    for name in ("loras", "sd-vae", "prompt-styles"):
         assert asked(f"/sdapi/v1/{name}") == (200, [])
     assert asked("/sdapi/v1/embeddings")[1]["loaded"] == {} and asked("/sdapi/v1/cmd-flags")[1] == {}
 

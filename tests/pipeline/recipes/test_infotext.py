@@ -42,12 +42,12 @@ def test_every_field_of_a_later_version_is_understood_or_kept():
         "sampler": "dpmpp_2m_sde", "grid": "exponential", "guidance_scale": 5.5, "seed": 3, "width": 640,
         "height": 448, "subseed": 9, "subseed_strength": 0.25, "seed_resize_from_width": 512,
         "seed_resize_from_height": 512, "clip_skip": 1, "noise_seed_delta": 31337, "noise": "cpu",
-        "initial_noise": "sigma", "prompt_delay": 1,
+        "initial_noise": "sigma", "prompt_delay": 1, "hires": 2.0, "hires_steps": 50, "hires_strength": 0.5,
+        "hires_upscaler": "latent",
     }  # fmt: skip
     assert reading.model == {"name": "v1-5-pruned-emaonly", "hash": "6ce0161689"}
     assert reading.kept == {
         "VAE hash": "735e4c3a44", "VAE": "vae-ft.safetensors", "Lora hashes": "one: 1a2b, two: 3c4d",
-        "Hires upscale": "2", "Denoising strength": "0.5",
     }  # fmt: skip
 
 

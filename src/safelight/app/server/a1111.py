@@ -7,7 +7,7 @@
     POST /sdapi/v1/png-info               how a picture was made that is sent
 
 A request is read as the text that A1111 would have written into its picture (pipeline/recipes/infotext.py), so that
-sampler, schedule, noise, seeds and weights are A1111's. What is asked for and is not here (hires fix, scripts, face
+sampler, schedule, noise, seeds, weights and hires fix are A1111's. What is asked for and is not here (scripts, face
 restoration, tiling) is refused by its name; fields that mean nothing here are passed over, as A1111 does, and so is
 `inpainting_fill`: what is masked is drawn from what was there.
 """
@@ -32,7 +32,9 @@ from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.errors import InputError
 from safelight.pipeline.fields import validate
+from safelight.pipeline.hires import LATENT
 from safelight.pipeline.recipes.infotext import of_fields
+from safelight.pipeline.recipes.second_pass import UPSCALERS
 from safelight.pipeline.tasks import TASKS
 
 VERSION = "v1.10.1"  # whose rules are followed
@@ -46,13 +48,14 @@ TEXT = {"sampler_name": "Sampler", "scheduler": "Schedule type", "subseed": "Var
 # and of its settings
 SETTINGS = {"eta_noise_seed_delta": "ENSD", "emphasis": "Emphasis"}
 RANDN = ("CPU", "NV", "GPU")
-ABSENT = {"enable_hr": "hires fix: draw, then send the picture to img2img at a larger size",
-          "restore_faces": "face restoration", "tiling": "tiling", "script_name": "scripts",
-          "alwayson_scripts": "scripts", "refiner_checkpoint": "the refiner"}  # fmt: skip
+ABSENT = {"restore_faces": "face restoration", "tiling": "tiling", "script_name": "scripts",
+          "alwayson_scripts": "scripts", "refiner_checkpoint": "the refiner",
+          "hr_checkpoint_name": "another model for the second pass"}  # fmt: skip
 KNOWN = (*SETTINGS, "sd_model_checkpoint", "randn_source", "CLIP_stop_at_last_layers")
-OPTIONS = ("sampler_options", "grid_options")
-EMPTY = ("sd-vae", "upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models",
-         "prompt-styles")  # fmt: skip
+OPTIONS = ("sampler_options", "grid_options", "hires_options")
+SECOND = {"hr_upscaler": "Hires upscaler", "hr_sampler_name": "Hires sampler", "hr_scheduler": "Hires schedule type",
+          "hr_prompt": "Hires prompt", "hr_negative_prompt": "Hires negative prompt"}  # fmt: skip
+EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles")
 
 
 def add_routes(app: FastAPI, jobs: Jobs, darkroom: Darkroom, fixed: Mapping[str, Any]) -> None:
@@ -187,6 +190,15 @@ def add_lists(app: FastAPI, darkroom: Darkroom) -> None:
     def flags() -> dict[str, Any]:
         return {}
 
+    @app.get("/sdapi/v1/upscalers")
+    def upscalers() -> list[dict[str, Any]]:
+        names = [name for name, ours in UPSCALERS.items() if ours not in LATENT]
+        return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in names]
+
+    @app.get("/sdapi/v1/latent-upscale-modes")
+    def latent_modes() -> list[dict[str, Any]]:
+        return [{"name": name} for name, ours in UPSCALERS.items() if ours in LATENT]
+
     def none() -> list[Any]:
         return []
 
@@ -215,14 +227,22 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
         fields["RNG"] = source
     if (seed := number(body, "seed", -1, whole=True)) >= 0:
         fields["Seed"] = seed
-    if not drawing:
+    second = second_pass(body) if drawing and body.get("enable_hr") else {}
+    if not drawing or second:
         fields["Denoising strength"] = number(body, "denoising_strength", STRENGTH)
+    if second.keys() & {"Hires resize"}:
+        if len(sides) < 2:
+            raise InputError("hr_resize_x and hr_resize_y need a size", remedy="send width and height, or hr_scale")
+        fields["Size"] = f"{sides['width']}x{sides['height']}"
+    fields |= second
     words = {name: str(body.get(name) or "") for name in ("prompt", "negative_prompt")}
     said = of_fields(words["prompt"], words["negative_prompt"], {k: str(v) for k, v in fields.items()}, VERSION)
     if "sampler" not in said.request:
         raise InputError(f"sampler {fields['Sampler']!r} is unknown", remedy="see /sdapi/v1/samplers")
-    if left := next((name for name in ("Schedule type", "Clip skip", "Emphasis", "RNG") if name in said.kept), None):
-        raise InputError(f"{left} {said.kept[left]!r} is unknown", remedy="see /sdapi/v1/schedulers, or leave it out")
+    understood = ("Schedule type", "Clip skip", "Emphasis", "RNG", *second)
+    if left := next((name for name in understood if name in said.kept), None):
+        remedy = "see /sdapi/v1/schedulers, upscalers and latent-upscale-modes, or leave it out"
+        raise InputError(f"{left} {said.kept[left]!r} is unknown, or more than is here", remedy=remedy)
     wanted = {name: value for name, value in said.request.items() if name != "eta"}
     if "eta" in said.request and "eta" in SAMPLERS[said.request["sampler"]].options:  # it passes it over for others
         wanted["eta"] = min(said.request["eta"], 1.0)
@@ -231,6 +251,16 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
         raise InputError(f"batch_size {size} times n_iter {each}", remedy=f"ask for 1 to {MOST} pictures")
     count = {"count": size * each, "batch_size": size} if size * each > 1 else {}
     return {**wanted, **sides, **count, **({} if drawing else pictured(task, body))}
+
+
+def second_pass(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of hires fix, as A1111 writes them. Raises InputError."""
+    sides = [number(body, f"hr_resize_{axis}", 0, whole=True) for axis in "xy"]
+    large = (
+        {"Hires resize": f"{sides[0]}x{sides[1]}"} if any(sides) else {"Hires upscale": number(body, "hr_scale", 2.0)}
+    )
+    named = {text: body[name] for name, text in SECOND.items() if body.get(name)}
+    return {**large, **named, "Hires steps": number(body, "hr_second_pass_steps", 0, whole=True)}
 
 
 def pictured(task: str, body: Mapping[str, Any]) -> dict[str, Any]:

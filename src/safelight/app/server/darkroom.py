@@ -145,4 +145,5 @@ def batches(job: Job) -> int:
 
     prompt = job.request.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list | tuple) else 1
-    return ceil(prompts * asked("count") / asked("batch_size"))
+    passes = 1 if job.request.get("hires") is None else 2
+    return passes * ceil(prompts * asked("count") / asked("batch_size"))

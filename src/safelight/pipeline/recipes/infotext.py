@@ -13,6 +13,7 @@ from safelight.diffusion import aliases
 from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.pipeline.recipes.recipe import Reading, Recipe
+from safelight.pipeline.recipes.second_pass import fields_of, read_second_pass
 from safelight.pipeline.recipes.walks import BY_TIMESTEPS, of_a1111
 
 NEGATIVE = "Negative prompt:"
@@ -36,6 +37,8 @@ def write(recipe: Recipe) -> str:
     sampler, grid = SAMPLERS.get(request.get("sampler", "")), GRIDS.get(request.get("grid", ""))
     first = next(iter(card.weights.values()), "")
     unet = next((value for name, value in card.weights.items() if name.startswith("unet/")), first)
+    second, drawn = fields_of(request), (request.get("width"), request.get("height"))
+    size = drawn if second and all(drawn) else recipe.size
     fields = {
         "Steps": request.get("steps"),
         "Sampler": sampler.label if sampler else request.get("sampler"),
@@ -43,13 +46,14 @@ def write(recipe: Recipe) -> str:
         "Grid": None if grid and grid.name not in NOT_A1111S else request.get("grid"),
         "CFG scale": request.get("guidance_scale"),
         "Seed": request.get("seed"),
-        "Size": f"{recipe.size[0]}x{recipe.size[1]}",
+        "Size": f"{size[0]}x{size[1]}",
         "Model hash": unet[:10] or None,
         "Model": re.sub(r"\.(safetensors|ckpt|pt|pth|bin)$", "", card.name) or None,
         "Variation seed": request.get("subseed") if mixed else None,
         "Variation seed strength": mixed or None,
         "Seed resize from": f"{resized[0]}x{resized[1]}" if all(resized) else None,
         "Denoising strength": request.get("strength"),
+        **second,
         "Clip skip": request["clip_skip"] + 1 if request.get("clip_skip") else None,
         "ENSD": request.get("noise_seed_delta") or None,
         "Eta DDIM" if sampler and sampler.name == "ddim" else "Eta": request.get("eta"),
@@ -131,6 +135,12 @@ def of_fields(prompt: str, negative: str, fields: Mapping[str, str], version: st
         request = own | request
     walk, used = _walk(request, kept, version, ours=ours)
     request |= walk
+    if hires:
+
+        def again(names: dict[str, str], asked: dict[str, Any], begun: int) -> dict[str, Any]:
+            return _walk({**request, **asked}, {**fields, **names}, version, ours=ours, begun=begun)[0]
+
+        request |= read_second_pass(request, kept, again)
     kept = {name: value for name, value in kept.items() if name not in used}
     model = {word: kept.pop(name) for name, word in (("Model", "name"), ("Model hash", "hash")) if name in kept}
     task = "image_to_image" if "strength" in request else "text_to_image"
@@ -172,7 +182,7 @@ def _named(fields: dict[str, str], *, ours: bool) -> tuple[str, str | None] | No
 
 
 def _walk(
-    request: dict[str, Any], kept: dict[str, str], version: str, *, ours: bool
+    request: dict[str, Any], kept: dict[str, str], version: str, *, ours: bool, begun: int | None = None
 ) -> tuple[dict[str, Any], set[str]]:
     """What the fields say of sampler and schedule, in our words, and which of the fields those are."""
     named = _named(kept, ours=ours)
@@ -184,7 +194,7 @@ def _walk(
     used = {"Sampler", "Schedule type", "Grid"}
     if ours:
         return {"sampler": sampler, "grid": laid}, used
-    walk, more = of_a1111(sampler, laid or "", request, kept, old=_before_1_6(version))
+    walk, more = of_a1111(sampler, laid or "", request, kept, old=_before_1_6(version), begun=begun)
     return walk, used | more
 
 

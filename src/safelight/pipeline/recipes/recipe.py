@@ -16,6 +16,7 @@ from torch import Tensor
 from safelight import __version__
 from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
+from safelight.pipeline.controlling import size_like
 from safelight.pipeline.fields import WORDING
 from safelight.pipeline.pictures import Pictures, open_picture
 from safelight.pipeline.recipes.weights import hashes
@@ -179,11 +180,14 @@ def recorded(drawn: Pictures, task: Callable[..., Any], values: Mapping[str, Any
     lost += [name for name, value in request.items() if not _writable(value)]
     inputs = {name: fingerprint(values[name], name) for name in INPUTS if values.get(name) is not None}
     card = ModelCard.of(model)
+    if task.__name__ == "text_to_image":  # of the first pass, where there are two
+        latent = size_like(model, values["width"], values["height"], values["control_image"])
+        height, width = (model.autoencoder.config.factor * n for n in latent)
     recipes = []
     for k, image in enumerate(drawn.images):
         own = request | _own(drawn, k)
         if task.__name__ == "text_to_image":
-            own |= {"width": image.width, "height": image.height}
+            own |= {"width": width, "height": height}
         gone = [name for name in lost if not isinstance(own.get(name), str)]  # of several prompts, one is its own
         kept = {name: value for name, value in own.items() if name not in gone}
         batch = drawn.batches[k] if drawn.batches else (1, 0)

@@ -59,11 +59,12 @@ GRID_FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def of_a1111(
-    sampler: str, grid: str, request: Words, fields: Mapping[str, str], *, old: bool
+    sampler: str, grid: str, request: Words, fields: Mapping[str, str], *, old: bool, begun: int | None = None
 ) -> tuple[Words, set[str]]:
     """What A1111 walks for this sampler and grid, ours by name, and the fields that were understood.
 
     request: with the steps and the strength, where they are known. old: before version 1.6, which had CompVis's DDIM.
+    begun: the step that is walked first, counted from the last, where the strength does not say it.
     """
     steps, strength = request.get("steps", 0), request.get("strength")
     if not 1 <= steps <= MOST_STEPS:
@@ -76,7 +77,7 @@ def of_a1111(
     walk["sampler_options"] = walk.get("sampler_options", {}) | options
     walk["grid_options"] = walk.get("grid_options", {}) | grid_options
     if strength is not None and 0 <= strength <= 1:
-        begun = int(min(strength, 0.999) * steps)  # its t_enc
+        begun = int(min(strength, 0.999) * steps) if begun is None else begun  # its t_enc
         walked, whole = begun + 1, steps
         if sampler == "unipc":
             walked, whole = begun, walk["steps"]

@@ -1,11 +1,16 @@
 """What models that are asked in words draw, of nothing or of a picture."""
 
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 from safelight.errors import InputError
 from safelight.pipeline.fields import (
     DepthMap,
     Height,
+    Hires,
+    HiresOptions,
+    HiresSteps,
+    HiresStrength,
+    HiresUpscaler,
     ImageGuidance,
     ImagePath,
     Instruction,
@@ -17,6 +22,8 @@ from safelight.pipeline.fields import (
     Settings,
     Strength,
     Width,
+    changed,
+    for_model,
 )
 from safelight.pipeline.tasks.task import task
 
@@ -32,17 +39,30 @@ def text_to_image(
     *,
     width: Width = None,
     height: Height = None,
+    hires: Hires = None,
+    hires_strength: HiresStrength = 0.3,
+    hires_steps: HiresSteps = None,
+    hires_upscaler: HiresUpscaler = "lanczos",
+    hires_options: HiresOptions = None,
     **settings: Unpack[Settings],
 ) -> "Pictures":
     """Draw pictures from words.
 
     Reverse diffusion from pure noise, steered by the prompt (Rombach et al. 2022, Sec. 3.3).
 
+    Pictures larger than those a model knows show things twice. With `hires` they are drawn at `width` x `height`,
+    enlarged, and drawn again from there as `image_to_image` does it: of one piece, with details of the larger size.
+
     Args:
         model: what `safelight.load` returns.
         prompt: a string, or several; every prompt is drawn `count` times.
         width: in pixels, any multiple of 8; by default what the model was trained at, or `control_image` has.
         height: likewise.
+        hires: how many times as large the picture becomes; None leaves it.
+        hires_strength: the share of the grid that the second pass walks; enlarged latents want 0.5 and more.
+        hires_steps: of the second pass's grid; by default `steps`.
+        hires_upscaler: how what was drawn is enlarged.
+        hires_options: further settings that are others in the second pass, `prompt` among them.
         **settings: see `Settings`; the picture with index k is drawn with seed + k.
 
     Returns:
@@ -51,7 +71,15 @@ def text_to_image(
     from safelight.pipeline.controlling import size_like
     from safelight.pipeline.developing import develop
 
-    return develop(model, prompt, settings, size=size_like(model, width, height, settings["control_image"]))
+    size = size_like(model, width, height, settings["control_image"])
+    if hires is None:
+        return develop(model, prompt, settings, size=size)
+    from safelight.pipeline.hires import SecondPass, draw_larger
+
+    again = for_model(changed(settings, {"steps": hires_steps or settings["steps"], **(hires_options or {})}), model)
+    words = again.pop("prompt", prompt)
+    second = SecondPass(hires, hires_upscaler, hires_strength, words, cast(Settings, again))
+    return draw_larger(model, prompt, settings, size, second)
 
 
 @task

@@ -1,0 +1,99 @@
+"""A1111's hires fix in its `parameters`: the fields of the second pass, written and read."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from safelight.pipeline.recipes.walks import MOST_STEPS, Words, share
+
+# Its names of the ways to enlarge, the first of them each one's own
+UPSCALERS = {
+    "Lanczos": "lanczos", "Nearest": "nearest", "None": "lanczos",
+    "Latent": "latent", "Latent (antialiased)": "latent_antialiased", "Latent (bicubic)": "latent_bicubic",
+    "Latent (bicubic antialiased)": "latent_bicubic_antialiased", "Latent (nearest)": "latent_nearest",
+    "Latent (nearest-exact)": "latent_nearest_exact",
+}  # fmt: skip
+WALK = ("sampler", "grid", "sampler_options", "grid_options")
+ENOUGH = 0.999  # the most of a strength that counts
+
+
+def _guidance(text: str) -> float:
+    """A scale of guidance that a task takes. Raises ValueError for others."""
+    if not 0 <= float(text) <= 100:
+        raise ValueError(text)
+    return float(text)
+
+
+OPTIONS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
+    ("Hires prompt", "prompt", str), ("Hires negative prompt", "negative_prompt", str),
+    ("Hires CFG Scale", "guidance_scale", _guidance),
+)  # fmt: skip
+
+
+def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that tell of a request's second pass; none where it has none, or one without a step."""
+    steps, strength = request.get("hires_steps") or request.get("steps") or 0, request.get("hires_strength") or 0.0
+    if request.get("hires") is None or not int(steps * strength):
+        return {}
+    label = next(name for name, ours in UPSCALERS.items() if ours == request.get("hires_upscaler", "lanczos"))
+    return {"Denoising strength": strength, "Hires upscale": request["hires"], "Hires steps": int(steps * strength),
+            "Hires upscaler": label}  # fmt: skip
+
+
+def read_second_pass(
+    request: Words, kept: dict[str, Any], walk: Callable[[dict[str, str], Words, int], Words]
+) -> Words:
+    """What the fields say of a second pass, in our words; those understood are taken out of `kept`.
+
+    request: the first pass. walk: of a sampler's and schedule's fields, the steps and strength, and the step begun with
+    gives what A1111 walks. A second pass has as many steps as are asked for, the last of a grid of more.
+    """
+    scale = _scale(request, kept)
+    strength = _number(kept.get("Denoising strength"))
+    asked = _number(kept.get("Hires steps", "0"))
+    if scale is None or strength is None or not 0 < strength <= 1 or asked is None or "steps" not in request:
+        return {}
+    steps = int(asked) or int(request["steps"])
+    laid = int(steps / min(strength, ENOUGH))
+    if not 1 <= laid <= MOST_STEPS:
+        return {}
+    names = {"Sampler": kept.get("Hires sampler"), "Schedule type": kept.get("Hires schedule type")}
+    second = walk({name: str(value) for name, value in names.items() if value},
+                  {"steps": laid, "strength": strength}, steps - 1)  # fmt: skip
+    for name in ("Hires upscale", "Hires resize", "Denoising strength", "Hires steps", "Hires sampler",
+                 "Hires schedule type"):  # fmt: skip
+        kept.pop(name, None)
+    options = {name: second.get(name) for name in WALK if second.get(name) != request.get(name)}
+    for field, word, change in OPTIONS:
+        if field in kept:
+            with suppress(ValueError):
+                options[word] = change(kept[field])
+                del kept[field]
+    found = {"hires": scale, "hires_steps": second.get("steps", laid)}
+    found |= {"hires_strength": second.get("strength", share(steps, laid))}
+    found |= {"hires_options": options} if options else {}
+    if kept.get("Hires upscaler", "Latent") in UPSCALERS:
+        found["hires_upscaler"] = UPSCALERS[kept.pop("Hires upscaler", "Latent")]
+    return found
+
+
+def _scale(request: Words, kept: Mapping[str, Any]) -> float | None:
+    """How many times as large; None where that is not said, or where the picture would be cut to another shape."""
+    width, height = request.get("width"), request.get("height")
+    resize = str(kept.get("Hires resize", "")).partition("x")
+    if "Hires resize" not in kept:
+        scale = _number(kept.get("Hires upscale"))
+    elif not (width and height):
+        return None
+    else:
+        wide, high = (_number(side) or 0 for side in resize[::2])
+        wide, high = wide or high * width / height, high or wide * height / width
+        scale = wide / width if abs(wide * height - high * width) < 8 * max(width, height) else None
+    return scale if scale is not None and 1 <= scale <= 8 else None
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
