@@ -15,6 +15,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 import safelight
 from safelight.errors import InputError
 from safelight.pipeline.bundle import tasks_of
+from small_xl import write_small_xl
 
 DDIM = {"sampler": "ddim", "grid": "leading", "grid_options": {"final_sigma": "sigma_min"}, "steps": 6}
 WORDS = {"prompt": "make it snow", "negative_prompt": "a hat"}
@@ -63,6 +64,22 @@ def test_a_picture_is_edited_as_instruct_pix2pix_does_it(editor, photo, words, i
     theirs = pipe(**WORDS, image=photo, **guidance, num_inference_steps=6, generator=torch.Generator().manual_seed(4))
     drawn = safelight.edit(model, image=photo, **WORDS, **guidance, **DDIM, seed=4)
     assert drawn[0].size == (64, 48) and psnr(drawn[0], theirs.images[0]) >= 60
+
+
+@pytest.mark.parametrize("image", [1.0, 2.0])
+def test_a_picture_is_edited_by_a_model_of_xl_as_diffusers_does_it(tmp_path, photo, image):
+    base = diffusers.StableDiffusionXLPipeline.from_pretrained(write_small_xl(tmp_path, in_channels=8))
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    parts = {name: getattr(base, name) for name in names}
+    pipe = diffusers.StableDiffusionXLInstructPix2PixPipeline(**parts, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "editor")
+    guidance = {"guidance_scale": 5.0, "image_guidance_scale": image}
+    theirs = pipe(**WORDS, image=photo, height=48, width=64, **guidance, num_inference_steps=6,
+                  generator=torch.Generator().manual_seed(4)).images[0]  # fmt: skip
+    model = safelight.load(tmp_path / "editor", device="cpu")
+    drawn = safelight.edit(model, image=photo, **WORDS, **guidance, sampler="euler", grid="leading", steps=6, seed=4)
+    assert psnr(drawn[0], theirs) >= 60
 
 
 def test_both_guidances_count_and_several_prompts_keep_their_own(editor, photo):
