@@ -54,6 +54,15 @@ def test_frames_hold_both_pictures_enlarged(shot):
     assert (right == np.asarray(shot.views[2].foreseen)).all()
 
 
+def test_both_passes_of_a_larger_picture_are_in_its_film(model, tmp_path):
+    larger = film(model, "a red fox", hires=2, hires_strength=0.5, **ASKED)
+    assert [(view.number, view.noisy.size) for view in larger.views] == [
+        *((k, (64, 72)) for k in (1, 2, 3, 4)), (1, (128, 144)), (2, (128, 144)),
+    ]  # fmt: skip
+    assert len({frame.size for frame in larger.frames()}) == 1
+    assert save_film(larger, tmp_path / "film.gif").is_file() and larger.strip().width > 6 * 64
+
+
 def test_a_strip_has_the_first_and_the_last_step(shot):
     wide, narrow = shot.strip(), shot.strip(columns=2)
     assert wide.width > narrow.width and wide.height == narrow.height

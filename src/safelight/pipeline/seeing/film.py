@@ -45,8 +45,9 @@ class Film:
     pictures: Pictures
 
     def frames(self) -> tuple[Image.Image, ...]:
-        """One frame a view, with sigma and t written on it; all of one size."""
-        return tuple(_frame(view) for view in self.views)
+        """One frame a view, with sigma and t written on it; all of the last one's size, the picture's own."""
+        size = self.views[-1].noisy.size
+        return tuple(_frame(view, size) for view in self.views)
 
     def strip(self, columns: int = 10) -> Image.Image:
         """Up to `columns` views beside each other, the first and the last among them; x_t above, x0 below."""
@@ -121,9 +122,10 @@ def save_film(shot: Film, path: Path | str, *, fps: float = 8.0, columns: int = 
     return save_animation([*frames, *frames[-1:] * ceil(HOLD * fps)], path, fps=fps)
 
 
-def _frame(view: View) -> Image.Image:
+def _frame(view: View, whole: tuple[int, int]) -> Image.Image:
     """Both pictures above two lines of text, and a red line as long as the way that lies behind."""
-    noisy, foreseen = (_enlarged(one, SMALLEST) for one in (view.noisy, view.foreseen))
+    pair = (one.resize(whole, Image.Resampling.NEAREST) for one in (view.noisy, view.foreseen))  # of a smaller pass
+    noisy, foreseen = (_enlarged(one, SMALLEST) for one in pair)
     width, height = noisy.size
     size = max(14, width // 22)
     edge, line = size, round(1.5 * size)
