@@ -5,11 +5,13 @@ import { painter } from "./painter.js";
 
 // What is shown at once, in this order; the rest is under "More settings".
 const FIRST = ["prompt", "negative_prompt", "label", "boxes", "strength", "left", "right", "top", "bottom", "noise_level",
-  "width", "height", "steps", "guidance_scale", "sampler", "grid", "seed", "count"];
+  "image_guidance_scale", "width", "height", "steps", "guidance_scale", "sampler", "grid", "seed", "count", "hires", "hires_strength"];
 const WORDS = ["prompt", "negative_prompt", "boxes"];
 const SLIDE_TO = { steps: 60, guidance_scale: 15, mask_blur: 32, left: 512, right: 512, top: 512, bottom: 512 }; // by hand more
-const NAMES = { sampler: "sampler", grid: "noise levels", count: "pictures", guidance_scale: "guidance", padding_mask_crop: "only around the mask" };
+const NAMES = { sampler: "sampler", grid: "noise levels", count: "pictures", guidance_scale: "guidance", padding_mask_crop: "only around the mask",
+  image_guidance_scale: "guidance by the picture", hires: "times larger (hires)", hires_strength: "strength of that" };
 const DROP = { class_map: "Drop a map of classes", depth: "Drop a map of depths", control_image: "Drop the picture to follow" };
+const NOTHING = { seed: "fresh", hires: "as it is" }; // what no number means
 const KEPT = "safelight.values";
 
 const $ = (id) => document.getElementById(id);
@@ -118,7 +120,7 @@ export class Form {
   number(name, id, about, value, say) {
     const step = about.type === "integer" ? about.multipleOf ?? 1 : "any";
     const box = make("input", { id, type: "number", min: about.minimum, max: about.maximum, step, value,
-      placeholder: about.default === null ? (name === "seed" ? "fresh" : "auto") : "", oninput: () => { say(box.value); if (slide) slide.value = box.value; } });
+      placeholder: about.default === null ? NOTHING[name] ?? "auto" : "", oninput: () => { say(box.value); if (slide) slide.value = box.value; } });
     const most = SLIDE_TO[name] ?? (about.maximum <= 1 && about.default !== null ? about.maximum : null);
     const slide = most === null ? null : make("input", { type: "range", min: about.minimum, max: most, step: step === "any" ? (most <= 1 ? 0.01 : 0.5) : 1,
       value: value === "" ? 7.5 : value, "aria-label": name, oninput: () => { box.value = slide.value; say(slide.value); } });
