@@ -64,6 +64,14 @@ def test_each_of_several_pictures_goes_on_from_its_own(model):
         assert np.abs(pixels(several[k]) - pixels(alone[0])).max() <= 1
 
 
+@pytest.mark.parametrize("noise", [{}, {"noise": "comfyui"}, {"subseed": 3, "subseed_strength": 0.4}])
+def test_a_picture_of_a_batch_is_drawn_by_itself(model, noise):
+    options = {**DRAW, **noise, "hires": 1.5, "hires_strength": 0.5}
+    several = safelight.text_to_image(model, "a fox", count=3, **options)
+    alone = safelight.text_to_image(model, "a fox", batch_index=2, **options)
+    assert np.abs(pixels(several[2]) - pixels(alone[0])).max() <= 1
+
+
 def test_seeds_that_are_drawn_and_choices_of_words_are_those_of_the_first_pass(model, tmp_path):
     options = {**DRAW, "seed": None, "subseed_strength": 0.3, "hires": 1.5, "hires_strength": 0.5}
     drawn = safelight.text_to_image(model, "a {fox|hat|boat|car}", dynamic_prompts=True, **options)

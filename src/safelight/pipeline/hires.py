@@ -5,6 +5,8 @@ and its details are drawn at the larger one (AUTOMATIC1111's txt2img with enable
 """
 
 from dataclasses import dataclass, replace
+from secrets import randbelow
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +58,12 @@ def draw_larger(
 ) -> Pictures:
     """Both passes. The recipe's words and seeds are those of the first."""
     large = hires.size(model, size)
-    in_latents = hires.upscaler in LATENT
-    first = (sampled if in_latents else develop)(model, prompt, settings, size=size)
+    given = {"seed": settings["seed"], "subseed": settings["subseed"]}
+    seeds = {name: randbelow(2**32) for name, seed in given.items() if seed is None}  # the same for both
+    draw = sampled if hires.upscaler in LATENT else develop
+    first = draw(model, prompt, cast(Settings, settings | seeds), size=size)
     latents = enlarged(model, first, large, hires.upscaler, settings["tile"])
-    origin = first.origins[0]
-    again = hires.settings | {"seed": origin.seed, "subseed": origin.subseed}
+    again = cast(Settings, hires.settings | seeds)
     drawn = develop(model, hires.prompt, again, latent=latents, strength=hires.strength)
     return replace(drawn, prompts=first.prompts, negative_prompts=first.negative_prompts)
 
