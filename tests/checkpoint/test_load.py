@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, StableDiffusion
 from safetensors.torch import load_file, save_file
 from small_models import same_weights, small_pipeline
 
+from safelight.checkpoint.build import cast
 from safelight.checkpoint.load import load_autoencoder, load_parts, load_text_encoder, load_unet
 from safelight.checkpoint.parts import Parts
 from safelight.checkpoint.save import save_single_file
@@ -317,3 +318,12 @@ def test_parts_say_which_files_they_came_from(sd1, sd1_file):
         sd1_file.name: sd1_file,
         "vae: diffusion_pytorch_model.safetensors": sd1 / "vae" / "diffusion_pytorch_model.safetensors",
     }
+
+
+def test_float16_becomes_bfloat16_as_torch_makes_it():
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    for tensor in (every, every.view(256, 256), every.view(256, 256).T, every[:0], every.repeat(9)):
+        made = cast(tensor, "cpu", torch.bfloat16)
+        assert made.dtype == torch.bfloat16 and made.shape == tensor.shape
+        torch.testing.assert_close(made, tensor.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+    assert cast(every, "cpu", None) is every and cast(every, "cpu", torch.float32).dtype == torch.float32

@@ -16,6 +16,8 @@ from safelight.errors import nearest
 
 Network = TypeVar("Network", bound=nn.Module)
 
+IN_CACHE = 2**18  # numbers of float32 that a core's cache holds
+
 
 class _Unfilled(TorchFunctionMode):
     """Leaves new parameters as they are. Without memory there is nothing to fill, and yet torch would import hundreds
@@ -117,12 +119,27 @@ class Plan(Generic[Network]):
             tensor = mapped.to(place)
             if check_finite:
                 require_finite(link.theirs, tensor, self.file)
-            parts = [part.to(device, dtype).contiguous() for part in link.transform.split(tensor)]
+            parts = [cast(part, device, dtype).contiguous() for part in link.transform.split(tensor)]
             state |= zip(link.ours, parts, strict=True)
             if not any(share_memory(part, mapped) for part in parts):
                 let_go(mapped)  # else the file's bytes would count as this process's memory beside their copies
         self.network.load_state_dict(state, strict=True, assign=True)
         return self.network.eval()
+
+
+def cast(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """`tensor.to(device, dtype)`, and float16 to bfloat16 on a CPU by way of float32, some rows at a time.
+
+    The result is the same to the bit. torch converts the one to the other number by number, which takes three times as
+    long, and is a sixth of the time in which Stable Diffusion loads.
+    """
+    from_half = tensor.dtype == torch.float16 and dtype == torch.bfloat16 and tensor.is_contiguous()
+    if not from_half or tensor.device.type != "cpu" or torch.device(device).type != "cpu":
+        return tensor.to(device, dtype)
+    made = torch.empty_like(tensor, dtype=dtype)
+    for theirs, ours in zip(tensor.view(-1).split(IN_CACHE), made.view(-1).split(IN_CACHE), strict=True):
+        ours.copy_(theirs.float())
+    return made
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
