@@ -3,7 +3,6 @@
     python recipes/default_model.py PICTURES --run RUN                   train, and write RUN/default
     python recipes/default_model.py PICTURES --run RUN --recipe gpu      the same, larger, on a GPU
     python recipes/default_model.py PICTURES --run RUN --recipe further  go on from the model that ships
-    python recipes/default_model.py PICTURES --run RUN --recipe finer    the same with latents of 64 channels
     python recipes/default_model.py PICTURES --run RUN --steps 2 --batch-size 4       see that it works
     python recipes/default_model.py --pack PICTURES SMALL --side 160     pictures for a machine that is far away
     python recipes/default_model.py --pack PICTURES SMALL --concepts recipes/concepts.txt      of these things alone
@@ -53,7 +52,9 @@ PIXELS = {"reduction": "mean", "perceptual-weight": 0, "features-steps": 0, "dis
 # stage costs goes by places. The first stage learns pixels alone. The second learns things in the middle, then things
 # aside, in eight channels, since few are learnt soonest; then it gets the others, for edges and small things. The
 # decoder goes on when latents are settled, since what it learns then leaves the second stage valid: with twice the
-# channels, and to bear what little training leaves in latents, which otherwise shows as stains on flat grounds.
+# channels, and to bear what little training leaves in latents, which otherwise shows as stains on flat grounds. Then
+# all this once more with as many latent channels again, and a decoder that is trained on PSNR itself: between one for
+# calm latents, which gives pictures back best, and one for disturbed latents, which draws the calmest edges.
 CPU = {
     "autoencoder": {
         **SCENES, **QUIET, **PIXELS, "size": 128, "channels": 8, "multipliers": "1,2,4,8,16", "layers": 1,
@@ -80,6 +81,22 @@ CPU = {
         **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
         "learning-rate": 3e-4, "steps": 12500, "warmup": 200,
     },
+    "joined": {},
+    "finer": {"channels": 64, "mixes": ("varied", "placed"), "steps": 10000, "batch-size": 8, "learning-rate": 6e-4},
+    "finer_scenes": {**SCENES, **PLACED, "size": 128, "count": 110000, "batch-size": 32},
+    "finer_details": {
+        **QUIET, **NOISY, **DRAWN, "logit-mean": 0.2, "train-text-encoder": True, "learning-rate": 6e-4,
+        "batch-size": 32, "steps": 20000, "warmup": 100,
+    },
+    "finer_decoder": {
+        **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
+        "pixel-loss": "l2", "reduction": "log", "learning-rate": 3e-4, "steps": 6000, "warmup": 200,
+    },
+    "disturbed": {
+        **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.6,
+        "pixel-loss": "l2", "reduction": "log", "learning-rate": 3e-4, "steps": 7500, "warmup": 200,
+    },
+    "mean": {"share": 0.5},
 }  # fmt: skip
 
 # For half an hour of a data-centre GPU, in three leases of ten minutes; not yet run. A step may take it 20 ms, and the
@@ -106,21 +123,7 @@ GPU = {
 
 # The second stage alone, from the weights that ship: they get better with every hour.
 FURTHER = {"scenes": CPU["scenes"], "details": {**CPU["details"], "steps": 12000}}
-# As many latent channels again, from the weights that ship: an autoencoder of 28.1 dB on scenes that were held out,
-# where 26.6 ship. After so many steps the second stage draws rougher edges than it drew, and has to learn on.
-FINER = {
-    "finer": {"channels": 64, "mixes": ("varied", "placed"), "steps": 10000, "batch-size": 8, "learning-rate": 6e-4},
-    "finer_scenes": {**SCENES, **PLACED, "size": 128, "count": 110000, "batch-size": 32},
-    "finer_details": {
-        **QUIET, **NOISY, **DRAWN, "logit-mean": 0.2, "train-text-encoder": True, "learning-rate": 6e-4,
-        "batch-size": 32, "steps": 10500, "warmup": 100,
-    },
-    "finer_decoder": {
-        **SCENES, **QUIET, **PIXELS, "size": 128, "mix": "placed", "decoder-only": True, "latent-noise": 0.25,
-        "pixel-loss": "l2", "reduction": "log", "learning-rate": 3e-4, "steps": 6000, "warmup": 200,
-    },
-}  # fmt: skip
-RECIPES = {"cpu": CPU, "gpu": GPU, "further": FURTHER, "finer": FINER}
+RECIPES = {"cpu": CPU, "gpu": GPU, "further": FURTHER}
 # Each stage: its command, and what there is when it is finished (of scenes the command itself finds out). `grown` is
 # the model that goes on with all latents: the recipe's own, or the one that ships.
 STAGES = {
@@ -133,16 +136,20 @@ STAGES = {
     "details": ("train diffusion {run}/scenes --run {run}/details --init {grown}", "details/model"),
     "wider": ("widen_autoencoder.py {grown} {run}/wider/model", "wider/model"),
     "decoder": ("train autoencoder {pictures} --run {run}/decoder --init {run}/wider/model", "decoder/model"),
-    "finer": ("grow_latents.py {shipped} {pictures} --run {run}/finer", "finer/grown"),
+    "joined": ("convert {run}/details/model {run}/joined --vae {run}/decoder/model", "joined"),
+    "finer": ("grow_latents.py {run}/joined {pictures} --run {run}/finer", "finer/grown"),
     "finer_scenes": ("train precompute {pictures} --out {run}/finer_scenes --autoencoder {run}/finer/model", None),
     "finer_details": ("train diffusion {run}/finer_scenes --run {run}/finer_details --init {run}/finer/grown",
                       "finer_details/model"),
     "finer_decoder": ("train autoencoder {pictures} --run {run}/finer_decoder --init {run}/finer/model",
                       "finer_decoder/model"),
+    "disturbed": ("train autoencoder {pictures} --run {run}/disturbed --init {run}/finer_decoder/model",
+                  "disturbed/model"),
+    "mean": ("average_autoencoders.py {run}/finer_decoder/model {run}/disturbed/model {run}/mean/model", "mean/model"),
 }  # fmt: skip
 # The stages whose U-Net and whose decoder are written: the first of these that a recipe has
-DRAWING, DECODING = ("finer_details", "details", "diffusion"), ("finer_decoder", "decoder")
-CONCEPTS = dict.fromkeys(("cpu", "further", "finer"), Path(__file__).with_name("concepts.txt"))
+DRAWING, DECODING = ("finer_details", "details", "diffusion"), ("mean", "decoder")
+CONCEPTS = dict.fromkeys(("cpu", "further"), Path(__file__).with_name("concepts.txt"))
 
 PROMPTS = (
     "a 3D render of a red apple on a blue background", "a flat emoji of a dog on a white background",
@@ -160,7 +167,7 @@ def main() -> int:
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else math.inf
     stages = RECIPES[asked.recipe]
     grown = asked.run / "latents" / "grown" if "latents" in stages else SHIPPED
-    places = {"run": asked.run, "pictures": chosen(asked), "grown": grown, "shipped": SHIPPED}
+    places = {"run": asked.run, "pictures": chosen(asked), "grown": grown}
     for stage, options in stages.items():
         made = asked.run / STAGES[stage][1] if STAGES[stage][1] else None
         if made and made.is_dir():
@@ -228,7 +235,7 @@ def command(stage: str, options: dict[str, Any], asked: argparse.Namespace, plac
         words += [f"--{name}", *several]
     for prompt in PROMPTS if kind == "train diffusion" else ():
         words += ["--sheet-prompts", prompt]
-    head = ["-m", "safelight", *kind.split()] if kind.startswith("train") else [str(Path(__file__).with_name(kind))]
+    head = [str(Path(__file__).with_name(kind))] if kind.endswith(".py") else ["-m", "safelight", *kind.split()]
     return [*head, *words]
 
 

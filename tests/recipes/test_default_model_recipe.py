@@ -21,7 +21,7 @@ from safelight.training.loop.recipes import recipe_of
 def test_every_option_is_one_of_its_training(recipe):
     for stage, options in default_model.RECIPES[recipe].items():
         program, kind, *_ = default_model.STAGES[stage][0].split()
-        if program != "train" or kind == "precompute":
+        if program != "train" or kind == "precompute" or not options:
             continue  # run as they are, below
         fields = RECIPES[kind].model_fields
         words = {name.replace("-", "_"): value for name, value in options.items()}
@@ -30,8 +30,8 @@ def test_every_option_is_one_of_its_training(recipe):
         assert made.steps == options["steps"] and (made.size == 128 or stage.endswith("details"))
 
 
-@pytest.mark.parametrize(("recipe", "channels"), [("cpu", 32), ("finer", 64)])
-def test_one_command_from_pictures_to_a_model(recipe, channels, tmp_path):
+@pytest.mark.parametrize("recipe", ["cpu", "further"])
+def test_one_command_from_pictures_to_a_model(recipe, tmp_path):
     folder = write_sprites(tmp_path / "pictures")
     (folder / "ATTRIBUTION.md").write_text("drawn by a test")
     (folder / "licenses").mkdir()
@@ -46,6 +46,6 @@ def test_one_command_from_pictures_to_a_model(recipe, channels, tmp_path):
     assert (made / "ATTRIBUTION.md").read_text() == "drawn by a test" and (made / "licenses" / "MIT.txt").is_file()
     model = safelight.load(made)
     autoencoder = model.autoencoder.config
-    assert autoencoder.latent_channels == channels and autoencoder.block_out_channels == (16, 32, 64, 128, 256)
+    assert autoencoder.latent_channels == 64 and autoencoder.block_out_channels == (16, 32, 64, 128, 256)
     pictures = safelight.text_to_image(model, "a red disc", steps=1, seed=1)
     assert pictures[0].size == (128, 128)

@@ -72,11 +72,11 @@ def test_new_channels_are_learnt_and_the_old_ones_kept(old):
 def test_one_command_from_a_model_to_one_of_more_latents(tmp_path):
     pictures = write_sprites(tmp_path / "pictures")
     command = [sys.executable, grow_latents.__file__, "default", pictures, "--run", tmp_path / "run",
-               "--channels", 36, "--batch-size", 2, "--steps", 2, "--mixes", "varied", "placed"]  # fmt: skip
+               "--channels", 68, "--batch-size", 2, "--steps", 2, "--mixes", "varied", "placed"]  # fmt: skip
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     parts = load_parts(tmp_path / "run" / "grown")
     unet, autoencoder = parts.unet.config, parts.autoencoder.config
-    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels == 36
+    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels == 68
     model = safelight.load(tmp_path / "run" / "grown")
     assert safelight.text_to_image(model, "an apple", steps=2)[0].size == (128, 128)
