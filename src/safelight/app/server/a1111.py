@@ -255,12 +255,12 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
 
 def second_pass(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of hires fix, as A1111 writes them. Raises InputError."""
-    sides = [number(body, f"hr_resize_{axis}", 0, whole=True) for axis in "xy"]
-    large = (
-        {"Hires resize": f"{sides[0]}x{sides[1]}"} if any(sides) else {"Hires upscale": number(body, "hr_scale", 2.0)}
-    )
     named = {text: body[name] for name, text in SECOND.items() if body.get(name)}
-    return {**large, **named, "Hires steps": number(body, "hr_second_pass_steps", 0, whole=True)}
+    named["Hires steps"] = number(body, "hr_second_pass_steps", 0, whole=True)
+    wide, high = (number(body, f"hr_resize_{axis}", 0, whole=True) for axis in "xy")
+    if wide or high:
+        return {"Hires resize": f"{wide}x{high}", **named}
+    return {"Hires upscale": number(body, "hr_scale", 2.0), **named}
 
 
 def pictured(task: str, body: Mapping[str, Any]) -> dict[str, Any]:

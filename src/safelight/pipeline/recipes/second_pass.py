@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import isfinite
 from typing import Any
 
 from safelight.pipeline.recipes.walks import MOST_STEPS, Words, share
@@ -51,12 +52,12 @@ def read_second_pass(
     scale = _scale(request, kept)
     strength = _number(kept.get("Denoising strength"))
     asked = _number(kept.get("Hires steps", "0"))
-    if scale is None or strength is None or not 0 < strength <= 1 or asked is None or "steps" not in request:
+    if scale is None or strength is None or asked is None or "steps" not in request:
         return {}
     steps = int(asked) or int(request["steps"])
-    laid = int(steps / min(strength, ENOUGH))
-    if not 1 <= laid <= MOST_STEPS:
+    if not (0 < strength <= 1 and 1 <= steps <= MOST_STEPS * min(strength, ENOUGH)):
         return {}
+    laid = int(steps / min(strength, ENOUGH))
     names = {"Sampler": kept.get("Hires sampler"), "Schedule type": kept.get("Hires schedule type")}
     second = walk({name: str(value) for name, value in names.items() if value},
                   {"steps": laid, "strength": strength}, steps - 1)  # fmt: skip
@@ -93,7 +94,9 @@ def _scale(request: Words, kept: Mapping[str, Any]) -> float | None:
 
 
 def _number(text: Any) -> float | None:
+    """A number, if the text is one and has an end."""
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
         return None
+    return number if isfinite(number) else None
