@@ -95,6 +95,17 @@ def test_both_guidances_count_and_several_prompts_keep_their_own(editor, photo):
     assert apart(several.latents[1:], alone.latents) < 1e-4
 
 
+def test_encoded_prompts_edit_as_well(editor, photo):
+    *_, model = editor
+    draw = {"image": photo, "seed": 4, "steps": 2}
+    a = safelight.edit(model, "make it snow", **draw).latents
+    both = model.condition(["make it snow", ""])
+    words = [both.select(slice(k, k + 1)) for k in (0, 1)]
+    assert apart(safelight.edit(model, words[0], negative_prompt=words[1], **draw).latents, a) < 1e-4
+    with pytest.raises(InputError, match="other lengths"):
+        safelight.edit(model, model.condition(["a fox " * 60]), negative_prompt=words[1], **draw)
+
+
 def test_an_edited_picture_keeps_its_size_or_takes_another_and_is_drawn_again(editor, photo, tmp_path):
     *_, model = editor
     odd = photo.crop((0, 0, 61, 45))
@@ -150,6 +161,15 @@ def test_depths_may_be_a_file_of_16_bits_an_array_or_a_tensor_of_any_unit(deep, 
     assert apart(turned.latents, drawn[0]) > 1e-2
 
 
+def test_a_map_turned_by_exif_is_turned(deep, photo, depth):
+    near = Image.fromarray((depth / depth.max() * 255).astype(np.uint8))
+    turned = near.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6
+    draw = {"seed": 4, "steps": 3}
+    a, b = (safelight.depth_to_image(deep[1], "a hat", photo, one, **draw).latents for one in (near, turned))
+    assert torch.equal(a, b)
+
+
 def test_pictures_of_any_size_are_drawn_in_their_depths_and_again(deep, photo, depth):
     _, model = deep
     odd, near = photo.crop((0, 0, 61, 45)), (depth / 4).astype(np.uint8)[:37, :50]
@@ -165,6 +185,8 @@ def test_pictures_of_any_size_are_drawn_in_their_depths_and_again(deep, photo, d
     [
         (np.zeros((48, 64), np.uint8), "equally near"), (np.full((48, 64), np.nan), "not finite"),
         (np.ones((3, 48, 64)), "no map"), (np.eye(64), "64x64, and the image 64x48"), ("nowhere.png", "no file"),
+        (np.ones((1, 48, 64), np.uint8), "no map"), (np.zeros((0, 4)), "no map"), (None, "cannot use a NoneType"),
+        (np.array([["a", "b"]]), "no map"), (np.pad(np.ones((1, 1)), ((0, 479), (0, 639))), "equally near"),
     ],
 )  # fmt: skip
 def test_what_is_no_map_of_depths_is_named(deep, photo, wrong, words):

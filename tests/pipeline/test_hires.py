@@ -94,9 +94,52 @@ def test_the_second_pass_may_have_words_and_settings_of_its_own(model):
         other = safelight.text_to_image(model, "a fox", hires_options=change, **options)
         assert not torch.allclose(base.latents, other.latents, atol=1e-3), change
         assert other.recipes[0].request["prompt"] == "a fox"
-    for wrong, words in (({"width": 64}, "unknown option 'width'"), ({"steps": 0}, "steps=0"), ({"stepz": 3}, "stepz")):
+    for wrong, words in (({"width": 64}, "'width' is the same"), ({"seed": 9}, "'seed' is the same"),
+                         ({"count": 2}, "'count' is the same"), ({"steps": 0}, "steps=0"),
+                         ({"prompt": ["a", "b"]}, "prompt is no text"), ({"sampler": "eular"}, "eular")):  # fmt: skip
         with pytest.raises(InputError, match=words):
             safelight.text_to_image(model, "a fox", hires_options=wrong, **options)
+    with pytest.raises(InputError, match="no second pass"):
+        safelight.text_to_image(model, "a fox", hires_options={"prompt": "a hat"}, **DRAW)
+
+
+def test_another_sampler_has_options_of_its_own_and_may_name_its_grid(model):
+    first = {"sampler": "euler_ancestral", "eta": 0.5, "grid": "uniform", "sampler_options": {"s_noise": 0.9}}
+    options = {**DRAW, **first, "hires": 1.5, "hires_strength": 0.5}
+    named = safelight.text_to_image(model, "a fox", hires_options={"sampler": "DPM++ 2M Karras"}, **options)
+    told = {"sampler": "dpmpp_2m", "grid": "karras"}
+    assert torch.equal(named.latents, safelight.text_to_image(model, "a fox", hires_options=told, **options).latents)
+    again = {"sampler": "euler", "sampler_options": {"s_churn": 0.2}}
+    assert safelight.text_to_image(model, "a fox", hires_options=again, **options)[0].size == (96, 120)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"prompt": ["a fox", "a boat"], "hires_options": {"prompt": "a large thing"}},
+        {"prompt": "a {fox|hat|car}", "dynamic_prompts": True, "count": 3, "hires_options": {"prompt": "a {b|c} d"}},
+        {"prompt": ["a fox", "a boat"], "negative_prompt": ["red", "blue"], "hires_options": {"negative_prompt": "c"}},
+        {"prompt": "a fox", "count": 2, "subseed": 3, "subseed_strength": 0.3, "hires_options": {"sampler": "heun"}},
+    ],
+)
+def test_what_a_second_pass_has_of_its_own_is_drawn_again(model, tmp_path, request_):
+    drawn = safelight.text_to_image(model, **request_, **DRAW, hires=1.5, hires_strength=0.5)
+    words = request_["prompt"]
+    assert len(drawn) == (len(words) if isinstance(words, list) else request_["count"])
+    for k, file in enumerate(drawn.save(tmp_path)):
+        again = redraw(read_picture(file), model).pictures
+        assert np.abs(pixels(again[0]) - pixels(drawn[k])).max() <= 1
+
+
+def test_a_scale_that_is_a_ratio_of_sizes_reaches_them(model):
+    from safelight.pipeline.hires import SecondPass
+    from safelight.pipeline.recipes.infotext import read
+
+    line = "a fox\nSteps: 4, Sampler: Euler, Size: {0}x{0}, Denoising strength: 0.5, Hires resize: {1}x0, Version: v1.9"
+    for first, large in ((832, 960), (832, 904), (88, 120), (512, 768), (1000, 1096)):
+        scale = read(line.format(first, large)).request["hires"]
+        second = SecondPass(scale, "latent", 0.5, {}, None, None)
+        assert second.size(model, (first // 8, first // 8)) == (large // 8, large // 8)
 
 
 def test_windows_inpainting_models_and_the_cache_of_features_go_with_it(model):

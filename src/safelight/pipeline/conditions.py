@@ -190,7 +190,7 @@ def edited(model: LatentDiffusion, latent: Tensor, settings: Settings, image_sca
 
     Each has a guidance of its own (Brooks et al. 2023, arXiv 2211.09800, eq. 3): e(0, 0) + image_scale * (e(i, 0) -
     e(0, 0)) + scale * (e(i, c) - e(i, 0)). That is guidance from e(i, 0) to e(i, c), and to e(0, 0) by the weight of
-    (1 - image_scale) / scale; where guidance does not act, both count as if `scale` were 1.
+    (1 - image_scale) / scale; outside of guidance's interval, where `scale` is 1, that weight stays as it is.
     """
     if model.sees != "original":
         raise wrong_task(model)
@@ -203,10 +203,13 @@ def edited(model: LatentDiffusion, latent: Tensor, settings: Settings, image_sca
 
     @cache
     def both(pair: Pair) -> Pair:
-        positive, negative = told(pair, seen)
+        positive, negative = told((pair[0].on(model), pair[1] and pair[1].on(model)), seen)
         if negative is None or not weight:
             return positive, negative
         nothing, rows = negative.told(unseen), positive.condition.batch
+        if nothing.condition.shapes != positive.condition.shapes:
+            what = "the prompt and the negative prompt are encoded to other lengths"
+            raise InputError(what, remedy="encode both together, or set image_guidance_scale to 1")
         away = tuple(replace(course.moved(rows), weight=weight) for course in nothing.prompts[0])
         condition = Condition.cat([positive.condition, nothing.condition])
         return Steering(condition, tuple(courses + away for courses in positive.prompts)), negative
@@ -217,27 +220,25 @@ def edited(model: LatentDiffusion, latent: Tensor, settings: Settings, image_sca
 def load_depth(depth: Any) -> Tensor:
     """Read a map of depths as a float32 tensor (1, 1, H, W), in whatever unit: the nearer, the larger.
 
-    `depth` is a path or PIL image (8 or 16 bits, or floats; of colours, how light they are), an array or a tensor.
+    `depth` is a path or PIL image (8 or 16 bits, or floats; of colours, how light they are), an array (H, W), or a
+    tensor of that shape, or with ones before it.
     """
-    if isinstance(depth, str | Path):
-        depth = open_picture(depth, "depth")
-    if isinstance(depth, Image.Image):
-        depth = np.array(depth if depth.mode in ("I", "F") or depth.mode.startswith("I;16") else depth.convert("L"))
-    numbers = (
-        torch.as_tensor(depth.astype(np.float32) if isinstance(depth, np.ndarray) else depth).detach().cpu().float()
-    )
-    if numbers.ndim < 2 or numbers.numel() != numbers.shape[-2] * numbers.shape[-1]:
-        raise InputError(f"depth: {tuple(numbers.shape)} is no map", remedy="give one, of shape (H, W)")
-    if not numbers.isfinite().all() or numbers.amin() == numbers.amax():
-        raise InputError("depth: all is equally near, or not finite", remedy="give a map of how near things are")
-    return numbers.reshape(1, 1, *numbers.shape[-2:])
+    if not isinstance(depth, Tensor | np.ndarray):
+        image = open_picture(depth, "depth")
+        depth = np.array(image if image.mode in ("I", "F") or image.mode.startswith("I;16") else image.convert("L"))
+    if isinstance(depth, np.ndarray):
+        depth = torch.from_numpy(depth.astype(np.float32)) if depth.ndim == 2 and depth.dtype.kind in "iuf" else depth
+    shape = tuple(depth.shape)
+    if not isinstance(depth, Tensor) or len(shape) < 2 or not 0 < depth.numel() == shape[-2] * shape[-1]:
+        raise InputError(f"depth: {shape} of {depth.dtype} is no map", remedy="give numbers of shape (H, W)")
+    return depth.detach().cpu().float().reshape(1, 1, *shape[-2:])
 
 
 def depth_channel(model: LatentDiffusion, depth: Tensor, picture: Tensor) -> Tensor:
     """What the U-Net sees of a map of depths beside the latent of a picture: (1, 1, h, w) from -1, far, to 1, near.
 
     The map may be of another size; it is shrunk, and then spread, as Stability's own script and diffusers do it.
-    Raises InputError where it is of another shape than the picture.
+    Raises InputError where it is of another shape than the picture, or tells nothing.
     """
     if model.sees != "depth":
         raise wrong_task(model)
@@ -250,4 +251,6 @@ def depth_channel(model: LatentDiffusion, depth: Tensor, picture: Tensor) -> Ten
     padded = F.pad(depth, (0, right, 0, below), mode="replicate")
     small = F.interpolate(padded, [-(-side // factor) for side in (height, width)], mode="bicubic")
     low, top = small.amin(), small.amax()
+    if not (top > low and (top - low).isfinite()):
+        raise InputError("depth: all is equally near, or not finite", remedy="give a map of how near things are")
     return 2 * (small - low) / (top - low) - 1

@@ -28,7 +28,7 @@ from safelight.pipeline.controlling import shown
 from safelight.pipeline.fields import Settings
 from safelight.pipeline.pictures import Pictures, to_pil
 from safelight.pipeline.steering import Pair, Steering, batches, steer, steered, together
-from safelight.pipeline.wording import Words, worded
+from safelight.pipeline.wording import Wording, Words, worded
 
 BYTES_A_PIXEL = 5 * 1024  # at most, that Stable Diffusion's autoencoder takes for a whole picture in float32
 TILE_ABOVE_PIXELS = 1536 * 1408  # to encode, which is 10 GB
@@ -53,7 +53,7 @@ class Streams(Protocol):
 
 def develop(
     model: LatentDiffusion,
-    prompt: Words,
+    prompt: Words | Wording,
     settings: Settings,
     *,
     size: tuple[int, int] | None = None,
@@ -71,7 +71,7 @@ def develop(
 
 def sampled(
     model: LatentDiffusion,
-    prompt: Words,
+    prompt: Words | Wording,
     settings: Settings,
     *,
     size: tuple[int, int] | None = None,
@@ -85,7 +85,7 @@ def sampled(
 
     Args:
         model: the parts.
-        prompt: words, or an encoded `Condition`.
+        prompt: words, or an encoded `Condition`; or what is settled of them.
         settings: complete, see `Settings`.
         size: the latent's (h, w); by default that of `latent`.
         latent: (1, C, h, w) to start from, or one for each picture, noised to where `strength` begins; None starts from
@@ -104,7 +104,8 @@ def sampled(
         concat = all_hole(model, (h, w), settings["tile"])
     grid = model.grid(settings["grid"], settings["steps"], **(settings["grid_options"] or {}))
     first = randbelow(2**32) if settings["seed"] is None else settings["seed"]
-    words, settings = worded(prompt, settings, first), shown(model, settings, (h, w))
+    words = prompt if isinstance(prompt, Wording) else worded(prompt, settings, first)
+    settings = shown(model, settings, (h, w))
     seen = [min(pair) for pair in zip(window_of(model, settings) or (h, w), (h, w), strict=True)]
     encoded = [steer(model, *pair, settings, seen) for pair in words.pairs()]
     pairs = [encoded[row] for row in words.rows]

@@ -316,15 +316,14 @@ def validate(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete settings with some of them changed; a `prompt` may be among them. Raises InputError as `validate` does.
+    """Complete settings with some of them changed. Raises InputError as `validate` does.
 
     `fast` has chosen already, and chooses nothing anew.
     """
-    given = {**settings, **changes}
-    return {name: value for name, value in validate(_settled, given).items() if name in given}
+    return validate(_settled, {**settings, **changes})
 
 
-def _settled(prompt: Prompt = "", **settings: Unpack[Settings]) -> None:
+def _settled(**settings: Unpack[Settings]) -> None:
     """A call of these keywords alone."""
 
 

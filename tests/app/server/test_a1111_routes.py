@@ -52,6 +52,8 @@ def test_hires_fix_is_what_its_text_says(asked):
     )
     again = safelight.text_to_image(safelight.load("random"), **read(text).request)
     assert np.array_equal(np.asarray(opened(told["images"][0])), np.asarray(again[0]))
+    same = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
+    assert asked("/sdapi/v1/txt2img", body | same | {"hr_checkpoint_name": "Use same checkpoint"})[0] == 200
     own = {"hr_resize_x": 128, "hr_sampler_name": "DPM++ 2M", "hr_scheduler": "Karras", "hr_prompt": "a large fox"}
     status, told = asked("/sdapi/v1/txt2img", body | own | {"hr_upscaler": "Lanczos"})
     assert status == 200 and opened(told["images"][0]).size == (128, 128), told
@@ -87,6 +89,9 @@ WRONG = {
     "no number": ({"cfg_scale": float("nan")}, "cfg_scale"),
     "an upscaler": ({"enable_hr": True, "hr_upscaler": "4x-UltraSharp"}, "Hires upscaler '4x-UltraSharp'"),
     "a cut picture": ({"enable_hr": True, "hr_resize_x": 96, "hr_resize_y": 128}, "Hires resize"),
+    "steps below 0": ({"enable_hr": True, "hr_second_pass_steps": -3}, "below 0"),
+    "no strength": ({"enable_hr": True, "denoising_strength": 0}, "Denoising strength '0'"),
+    "a second sampler": ({"enable_hr": True, "hr_sampler_name": "Foo"}, "Hires sampler 'Foo'"),
     "another model": ({"enable_hr": True, "hr_checkpoint_name": "other"}, "another model"),
     "scripts": ({"alwayson_scripts": {"ControlNet": {"args": []}}}, "scripts"),
     "faces": ({"restore_faces": True}, "face restoration"),

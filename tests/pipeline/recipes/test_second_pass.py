@@ -86,6 +86,34 @@ def test_what_is_not_understood_is_kept_as_it_stands(fields, left):
     assert ("hires" in reading.request) == ("4x-UltraSharp" in fields)
 
 
+@pytest.mark.parametrize("field", ["Hires sampler: Use same sampler", "Hires schedule type: Use same scheduler",
+                                   "Hires sampler: Foo", "Hires schedule type: Foo"])  # fmt: skip
+def test_names_that_are_none_leave_the_first_passs(field):
+    fields = f"Denoising strength: 0.5, Hires upscale: 2, {field}, Hires upscaler: Latent, Version: v1.10.1"
+    reading = read((FIRST + fields).format("Euler", "Karras"))
+    assert "hires_options" not in reading.request and reading.request["hires"] == 2
+    assert list(reading.kept) == ([field.partition(":")[0]] if "Foo" in field else [])
+
+
+def test_a_grid_of_one_step_more_stays_within_the_most(model):
+    fields = "Denoising strength: 1, Hires upscale: 2, Hires steps: 999, Hires upscaler: Latent, Version: v1.10.1"
+    assert "hires" not in read((FIRST + fields).format("Euler", "KL Optimal")).request
+
+
+def test_eta_is_not_told_to_a_second_sampler_that_has_none(model):
+    fields = ("Eta: 0.5, Denoising strength: 0.6, Hires upscale: 1.5, Hires upscaler: Latent, Hires sampler: DPM++ 2M, "
+              "Version: v1.10.1")  # fmt: skip
+    assert redraw(read((FIRST + fields).format("Euler a", "Karras")), model).pictures[0].size == (96, 120)
+
+
+def test_loras_of_the_second_prompt_are_asked_for():
+    from safelight.errors import MissingPartError
+    from safelight.pipeline.recipes.adapters import named
+
+    with pytest.raises(MissingPartError, match="ink"):
+        named({"prompt": "a fox", "hires_options": {"prompt": "a fox <lora:ink:0.7>"}}, ())
+
+
 def test_what_we_write_is_read_as_it_was(model):
     draw = {"steps": 5, "seed": 5, "width": 64, "height": 64, "sampler": "euler", "guidance_scale": 3.0}
     drawn = safelight.text_to_image(
@@ -95,3 +123,12 @@ def test_what_we_write_is_read_as_it_was(model):
     assert "Size: 64x64" in text and "Hires upscale: 2" in text and "Hires steps: 3" in text
     again = redraw(read(text), model).pictures
     torch.testing.assert_close(again.latents, drawn.latents, rtol=0, atol=1e-4)
+    own = {
+        "sampler": "dpmpp_2m",
+        "grid": "exponential",
+        "prompt": "a fox, large",
+        "negative_prompt": "c",
+        "guidance_scale": 2.0,
+    }
+    drawn = safelight.text_to_image(model, "a fox", hires=2, hires_strength=0.6, hires_options=own, **draw)
+    assert own.items() <= read(write(drawn.recipes[0])).request["hires_options"].items()

@@ -55,6 +55,7 @@ KNOWN = (*SETTINGS, "sd_model_checkpoint", "randn_source", "CLIP_stop_at_last_la
 OPTIONS = ("sampler_options", "grid_options", "hires_options")
 SECOND = {"hr_upscaler": "Hires upscaler", "hr_sampler_name": "Hires sampler", "hr_scheduler": "Hires schedule type",
           "hr_prompt": "Hires prompt", "hr_negative_prompt": "Hires negative prompt"}  # fmt: skip
+COUNTS = ("hr_second_pass_steps", "hr_resize_x", "hr_resize_y")
 EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles")
 
 
@@ -209,7 +210,7 @@ def add_lists(app: FastAPI, darkroom: Darkroom) -> None:
 def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of a task, of what A1111 is asked. Raises InputError for what is not here, or is no value."""
     for field, what in ABSENT.items():
-        if body.get(field) and str(body[field]).lower() != "none":
+        if body.get(field) and str(body[field]).lower() not in ("none", "use same checkpoint"):
             raise InputError(f"{field}: {what.partition(':')[0]} is not here", remedy=what.partition(": ")[2] or
                              f"leave {field} out")  # fmt: skip
     drawing = task == "text_to_image"
@@ -239,7 +240,8 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
     said = of_fields(words["prompt"], words["negative_prompt"], {k: str(v) for k, v in fields.items()}, VERSION)
     if "sampler" not in said.request:
         raise InputError(f"sampler {fields['Sampler']!r} is unknown", remedy="see /sdapi/v1/samplers")
-    understood = ("Schedule type", "Clip skip", "Emphasis", "RNG", *second)
+    named_fields = [name for name in second if name not in ("Hires upscale", "Hires steps")]
+    understood = ("Schedule type", "Clip skip", "Emphasis", "RNG", *named_fields, "Denoising strength", *second)
     if left := next((name for name in understood if name in said.kept), None):
         remedy = "see /sdapi/v1/schedulers, upscalers and latent-upscale-modes, or leave it out"
         raise InputError(f"{left} {said.kept[left]!r} is unknown, or more than is here", remedy=remedy)
@@ -256,8 +258,10 @@ def asked(task: str, body: Mapping[str, Any], settings: Mapping[str, Any]) -> di
 def second_pass(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of hires fix, as A1111 writes them. Raises InputError."""
     named = {text: body[name] for name, text in SECOND.items() if body.get(name)}
-    named["Hires steps"] = number(body, "hr_second_pass_steps", 0, whole=True)
-    wide, high = (number(body, f"hr_resize_{axis}", 0, whole=True) for axis in "xy")
+    steps, wide, high = (number(body, name, 0, whole=True) for name in COUNTS)
+    if min(steps, wide, high) < 0:
+        raise InputError(f"one of {', '.join(COUNTS)} is below 0", remedy="leave it out")
+    named["Hires steps"] = steps
     if wide or high:
         return {"Hires resize": f"{wide}x{high}", **named}
     return {"Hires upscale": number(body, "hr_scale", 2.0), **named}

@@ -97,10 +97,11 @@ def _asked(request: Mapping[str, Any]) -> list[Network]:
     """All `<kind:name:…>` in the prompts. One that cannot be read has none: drawing will say what is wrong with it."""
     found: list[Network] = []
     if request.get("prompt_syntax", "a1111") == "a1111":
-        for word in ("prompt", "negative_prompt"):
-            with suppress(InputError):
-                text = request.get(word) or ""
-                found += plan_prompt(text, composable=word == "prompt", extra_networks="ignore").networks
+        for words in (request, request.get("hires_options") or {}):
+            for word in ("prompt", "negative_prompt"):
+                with suppress(InputError):
+                    text = words.get(word) or ""
+                    found += plan_prompt(text, composable=word == "prompt", extra_networks="ignore").networks
     return found
 
 

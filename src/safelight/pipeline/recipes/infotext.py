@@ -138,7 +138,8 @@ def of_fields(prompt: str, negative: str, fields: Mapping[str, str], version: st
     if hires:
 
         def again(names: dict[str, str], asked: dict[str, Any], begun: int) -> dict[str, Any]:
-            return _walk({**request, **asked}, {**fields, **names}, version, ours=ours, begun=begun)[0]
+            left = {name: text for name, text in fields.items() if not (name == "Grid" and "Schedule type" in names)}
+            return _walk({**request, **asked}, {**left, **names}, version, ours=ours, begun=begun)[0]
 
         request |= read_second_pass(request, kept, again)
     kept = {name: value for name, value in kept.items() if name not in used}

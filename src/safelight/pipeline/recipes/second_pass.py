@@ -5,6 +5,8 @@ from contextlib import suppress
 from math import isfinite
 from typing import Any
 
+from safelight.diffusion.grids import GRIDS
+from safelight.diffusion.samplers import SAMPLERS
 from safelight.pipeline.recipes.walks import MOST_STEPS, Words, share
 
 # Its names of the ways to enlarge, the first of them each one's own
@@ -14,7 +16,8 @@ UPSCALERS = {
     "Latent (bicubic antialiased)": "latent_bicubic_antialiased", "Latent (nearest)": "latent_nearest",
     "Latent (nearest-exact)": "latent_nearest_exact",
 }  # fmt: skip
-WALK = ("sampler", "grid", "sampler_options", "grid_options")
+FIELDS = ("Hires upscale", "Hires resize", "Denoising strength", "Hires steps")
+NAMES = {"Hires sampler": "Sampler", "Hires schedule type": "Schedule type"}  # "Use same …" where they are the first's
 ENOUGH = 0.999  # the most of a strength that counts
 
 
@@ -36,9 +39,14 @@ def fields_of(request: Mapping[str, Any]) -> dict[str, Any]:
     steps, strength = request.get("hires_steps") or request.get("steps") or 0, request.get("hires_strength") or 0.0
     if request.get("hires") is None or not int(steps * strength):
         return {}
-    label = next(name for name, ours in UPSCALERS.items() if ours == request.get("hires_upscaler", "lanczos"))
-    return {"Denoising strength": strength, "Hires upscale": request["hires"], "Hires steps": int(steps * strength),
-            "Hires upscaler": label}  # fmt: skip
+    label = next((name for name, ours in UPSCALERS.items() if ours == request.get("hires_upscaler")), "Lanczos")
+    own = request.get("hires_options") or {}
+    sampler, grid = SAMPLERS.get(own.get("sampler", "")), GRIDS.get(own.get("grid", ""))
+    return {
+        "Denoising strength": strength, "Hires upscale": request["hires"], "Hires steps": int(steps * strength),
+        "Hires upscaler": label, "Hires sampler": sampler.label if sampler else None,
+        "Hires schedule type": grid.label if grid else None, **{field: own.get(word) for field, word, _ in OPTIONS},
+    }  # fmt: skip
 
 
 def read_second_pass(
@@ -58,13 +66,23 @@ def read_second_pass(
     if not (0 < strength <= 1 and 1 <= steps <= MOST_STEPS * min(strength, ENOUGH)):
         return {}
     laid = int(steps / min(strength, ENOUGH))
-    names = {"Sampler": kept.get("Hires sampler"), "Schedule type": kept.get("Hires schedule type")}
-    second = walk({name: str(value) for name, value in names.items() if value},
-                  {"steps": laid, "strength": strength}, steps - 1)  # fmt: skip
-    for name in ("Hires upscale", "Hires resize", "Denoising strength", "Hires steps", "Hires sampler",
-                 "Hires schedule type"):  # fmt: skip
+    asked_steps = {"steps": laid, "strength": strength}
+    names = {
+        ours: str(kept[theirs]) for theirs, ours in NAMES.items() if not str(kept.get(theirs, "Use")).startswith("Use")
+    }
+    second, understood = walk(names, asked_steps, steps - 1), (*FIELDS, *NAMES)
+    if names and not ("sampler" in second and second.get("grid")):  # names that are none here: the first pass's count
+        second, understood = walk({}, asked_steps, steps - 1), FIELDS
+    if second.get("steps", laid) > MOST_STEPS:
+        return {}
+    for name in understood:
         kept.pop(name, None)
-    options = {name: second.get(name) for name in WALK if second.get(name) != request.get(name)}
+    options = {name: second[name] for name in ("sampler", "grid") if second.get(name) not in (None, request.get(name))}
+    for kind in ("sampler", "grid"):
+        name = f"{kind}_options"
+        inherited = None if kind in options else request.get(name)  # others begin with none
+        if second.get(name) != inherited:
+            options[name] = second.get(name)
     for field, word, change in OPTIONS:
         if field in kept:
             with suppress(ValueError):

@@ -1,6 +1,6 @@
 """What models that are asked in words draw, of nothing or of a picture."""
 
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
 from safelight.errors import InputError
 from safelight.pipeline.fields import (
@@ -22,8 +22,6 @@ from safelight.pipeline.fields import (
     Settings,
     Strength,
     Width,
-    changed,
-    for_model,
 )
 from safelight.pipeline.tasks.task import task
 
@@ -62,7 +60,8 @@ def text_to_image(
         hires_strength: the share of the grid that the second pass walks; enlarged latents want 0.5 and more.
         hires_steps: of the second pass's grid; by default `steps`.
         hires_upscaler: how what was drawn is enlarged.
-        hires_options: further settings that are others in the second pass, `prompt` among them.
+        hires_options: what is another in the second pass: `prompt` and `negative_prompt` (a text, which is taken as it
+            stands), `sampler`, `grid`, their options, `guidance_scale`.
         **settings: see `Settings`; the picture with index k is drawn with seed + k.
 
     Returns:
@@ -73,12 +72,13 @@ def text_to_image(
 
     size = size_like(model, width, height, settings["control_image"])
     if hires is None:
+        if hires_options:
+            raise InputError("hires_options, and no second pass", remedy="ask for one: hires=2")
         return develop(model, prompt, settings, size=size)
     from safelight.pipeline.hires import SecondPass, draw_larger
 
-    again = for_model(changed(settings, {"steps": hires_steps or settings["steps"], **(hires_options or {})}), model)
-    words = again.pop("prompt", prompt)
-    second = SecondPass(hires, hires_upscaler, hires_strength, words, cast(Settings, again))
+    options = {"steps": hires_steps or settings["steps"], **(hires_options or {})}
+    second = SecondPass.of(hires, hires_upscaler, hires_strength, settings, options)
     return draw_larger(model, prompt, settings, size, second)
 
 

@@ -57,6 +57,7 @@ export class Form {
       onchange: () => input.files[0] && this.take(name, input.files[0]) });
     const place = make("div", { className: "drop", tabIndex: 0, role: "button", title: this.schema.properties[name].description },
       given ? make("img", { src: shown(given), alt: name }) : make("span", {}, DROP[name] ?? "Drop a picture, or choose one"), input);
+    place.dataset.name = name;
     if (given) place.append(make("button", { type: "button", className: "close", "aria-label": "Take it away",
       onclick: (event) => { event.stopPropagation(); this.give(name, null); } }, "×"));
     place.onclick = (event) => event.target !== input && input.click();

@@ -87,7 +87,7 @@ document.addEventListener("drop", (event) => {
   const file = event.dataTransfer.files[0];
   if (!file) return;
   const place = event.target.closest?.(".drop");
-  if (place) form.take(form.schema.properties.class_map ? "class_map" : "image", file);
+  if (place) form.take(place.dataset.name, file);
   else taken(file);
 });
 document.addEventListener("paste", (event) => { const file = event.clipboardData.files[0]; if (file) taken(file); });
