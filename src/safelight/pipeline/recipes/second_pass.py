@@ -17,7 +17,8 @@ UPSCALERS = {
     "Latent (nearest-exact)": "latent_nearest_exact",
 }  # fmt: skip
 FIELDS = ("Hires upscale", "Hires resize", "Denoising strength", "Hires steps")
-NAMES = {"Hires sampler": "Sampler", "Hires schedule type": "Schedule type"}  # "Use same …" where they are the first's
+NAMES = {"Hires sampler": "Sampler", "Hires schedule type": "Schedule type"}
+SAME = "Use same"  # sampler or scheduler: that of the first pass
 ENOUGH = 0.999  # the most of a strength that counts
 
 
@@ -66,13 +67,12 @@ def read_second_pass(
     if not (0 < strength <= 1 and 1 <= steps <= MOST_STEPS * min(strength, ENOUGH)):
         return {}
     laid = int(steps / min(strength, ENOUGH))
-    asked_steps = {"steps": laid, "strength": strength}
-    names = {
-        ours: str(kept[theirs]) for theirs, ours in NAMES.items() if not str(kept.get(theirs, "Use")).startswith("Use")
-    }
-    second, understood = walk(names, asked_steps, steps - 1), (*FIELDS, *NAMES)
-    if names and not ("sampler" in second and second.get("grid")):  # names that are none here: the first pass's count
-        second, understood = walk({}, asked_steps, steps - 1), FIELDS
+    last = {"steps": laid, "strength": strength}
+    told = {ours: str(kept.get(theirs, SAME)) for theirs, ours in NAMES.items()}
+    names = {name: value for name, value in told.items() if not value.startswith(SAME)}
+    second, understood = walk(names, last, steps - 1), (*FIELDS, *NAMES)
+    if not ("sampler" in second and second.get("grid")):  # names that are none here: the first pass's count
+        second, understood = walk({}, last, steps - 1), FIELDS
     if second.get("steps", laid) > MOST_STEPS:
         return {}
     for name in understood:
