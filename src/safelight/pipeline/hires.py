@@ -36,8 +36,6 @@ LATENT = {
     "latent_nearest_exact": ("nearest-exact", False),
 }
 PIXELS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
-
-
 # What may be others in the second pass; all else is of the whole picture
 WORDS = ("prompt", "negative_prompt")
 OTHERS = (*WORDS, "sampler", "grid", "sampler_options", "grid_options", "guidance_scale")
@@ -59,9 +57,10 @@ class SecondPass:
     def of(cls, scale: float, upscaler: str, strength: float, settings: Settings, options: Mapping[str, Any]) -> Self:
         """The first pass's settings, with some changed: `steps`, and those of `OTHERS`.
 
-        Another sampler or grid has options of its own, and A1111's name of a sampler may hold a grid. Raises
-        InputError for what cannot be another, or not that.
+        Another sampler or grid has options of its own, and A1111's name of a sampler may hold a grid; None is what the
+        first pass has. Raises InputError for what cannot be another, or not that.
         """
+        options = {name: value for name, value in options.items() if value is not None or name.endswith("_options")}
         for name, value in options.items():
             if name not in (*OTHERS, "steps"):
                 what = f"hires_options: {name!r} is the same in both passes"
