@@ -13,6 +13,8 @@ import safelight
 from safelight.diffusion.noise import SeededNoise
 from safelight.errors import InputError
 from safelight.models.unet import UNet
+from safelight.pipeline.hires import SecondPass
+from safelight.pipeline.recipes.infotext import read
 from safelight.pipeline.recipes.reading import read_picture
 from safelight.pipeline.recipes.redraw import redraw
 
@@ -134,9 +136,6 @@ def test_what_a_second_pass_has_of_its_own_is_drawn_again(model, tmp_path, reque
 
 
 def test_a_scale_that_is_a_ratio_of_sizes_reaches_them(model):
-    from safelight.pipeline.hires import SecondPass
-    from safelight.pipeline.recipes.infotext import read
-
     line = "a fox\nSteps: 4, Sampler: Euler, Size: {0}x{0}, Denoising strength: 0.5, Hires resize: {1}x0, Version: v1.9"
     for first, large in ((832, 960), (832, 904), (88, 120), (512, 768), (1000, 1096)):
         scale = read(line.format(first, large)).request["hires"]

@@ -62,26 +62,9 @@ def develop(
     concat: Tensor | None = None,
     beside: Callable[[Pair, int], Pair] | None = None,
     blend: Callable[[Tensor], Edit] | None = None,
+    printing: bool = True,
 ) -> Pictures:
-    """Sample and decode `count` pictures for each prompt. Arguments are those of `sampled`."""
-    drawn = sampled(model, prompt, settings, size=size, latent=latent, strength=strength, concat=concat, beside=beside,
-                    blend=blend)  # fmt: skip
-    return replace(drawn, images=printed(model, drawn.latents, settings["tile"]))
-
-
-def sampled(
-    model: LatentDiffusion,
-    prompt: Words | Wording,
-    settings: Settings,
-    *,
-    size: tuple[int, int] | None = None,
-    latent: Tensor | None = None,
-    strength: float = 1.0,
-    concat: Tensor | None = None,
-    beside: Callable[[Pair, int], Pair] | None = None,
-    blend: Callable[[Tensor], Edit] | None = None,
-) -> Pictures:
-    """The latents of `count` pictures for each prompt, without the pictures.
+    """Sample and decode `count` pictures for each prompt.
 
     Args:
         model: the parts.
@@ -96,6 +79,7 @@ def sampled(
         beside: what else steers a picture beside the words: of its encoded prompts and its seed makes the pair it is
             drawn with.
         blend: given a batch's first noise, the `edit` that puts a known part back (see `keep_known`).
+        printing: whether latents are decoded; without, the result has no images.
     """
     h, w = size if size is not None else latent.shape[-2:]  # type: ignore[union-attr]
     if concat is None and beside is None and model.sees != "nothing":
@@ -123,10 +107,11 @@ def sampled(
         own = latent if latent is None or len(latent) == 1 else latent[numbers]
         finished.append(walk(denoise, grid.last(strength), noise, settings, own, blend))
         places += [(len(numbers), place) for place in range(len(numbers))]
+    latents = torch.cat(finished).cpu()
     return Pictures(
-        (),
+        printed(model, latents, settings["tile"]) if printing else (),
         tuple(origin.seed for origin in every),
-        torch.cat(finished).cpu(),
+        latents,
         words.each(words.prompts),
         words.each(words.negatives),
         tuple(every),

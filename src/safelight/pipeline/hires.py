@@ -20,7 +20,7 @@ from safelight.diffusion.grids import GRIDS
 from safelight.diffusion.samplers import SAMPLERS
 from safelight.errors import InputError
 from safelight.pipeline.bundle import LatentDiffusion
-from safelight.pipeline.developing import develop, encode, sampled
+from safelight.pipeline.developing import develop, encode
 from safelight.pipeline.fields import Settings, changed
 from safelight.pipeline.pictures import Pictures, load_picture
 from safelight.pipeline.wording import Wording, Words, worded
@@ -104,8 +104,8 @@ def draw_larger(
     given = {"seed": settings["seed"], "subseed": settings["subseed"]}
     seeds = {name: randbelow(2**32) if seed is None else seed for name, seed in given.items()}
     words = worded(prompt, settings, seeds["seed"])
-    draw = sampled if hires.upscaler in LATENT else develop
-    first = draw(model, words, cast(Settings, settings | seeds), size=size)
+    printing = hires.upscaler not in LATENT
+    first = develop(model, words, cast(Settings, settings | seeds), size=size, printing=printing)
     latents = enlarged(model, first, large, hires.upscaler, settings["tile"])
     again = cast(Settings, hires.settings | seeds)
     drawn = develop(model, hires.words(words), again, latent=latents, strength=hires.strength)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 import safelight
 from safelight.diffusion.noise import SeededNoise
+from safelight.errors import MissingPartError
+from safelight.pipeline.recipes.adapters import named
 from safelight.pipeline.recipes.infotext import read, write
 from safelight.pipeline.recipes.redraw import redraw
 from safelight.pipeline.standin import random_model
@@ -107,9 +109,6 @@ def test_eta_is_not_told_to_a_second_sampler_that_has_none(model):
 
 
 def test_loras_of_the_second_prompt_are_asked_for():
-    from safelight.errors import MissingPartError
-    from safelight.pipeline.recipes.adapters import named
-
     with pytest.raises(MissingPartError, match="ink"):
         named({"prompt": "a fox", "hires_options": {"prompt": "a fox <lora:ink:0.7>"}}, ())
 
